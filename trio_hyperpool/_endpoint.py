@@ -123,12 +123,9 @@ def parse_endpoint(endpoint: str) -> Endpoint:
         TypeError: if it is not a string.
         ValueError: if it is none of these; the message says what is wrong.
     """
-    # Callers without a type checker are told what would otherwise be a riddle.
-    if not isinstance(endpoint, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        message = f"endpoint must be a str, not {endpoint!r}"
-        raise TypeError(message)
+    parts = _split(endpoint)
     try:
-        return Endpoint(tuple(_parse_address(part) for part in endpoint.split(",")))
+        return Endpoint(tuple(map(_parse_address, parts)))
     except _NotAllowedError as error:
         reason = str(error)
     # Raised out here so that the traceback has one error, not two for one fact.
@@ -137,6 +134,13 @@ def parse_endpoint(endpoint: str) -> Endpoint:
         # What stands before an @ may be a password.
         shown = "..." + endpoint[endpoint.rindex("@") :]
     raise ValueError(f"endpoint={shown!r}: {reason}; {_ALLOWED}")
+
+
+def _split(endpoint: object) -> list[str]:
+    if not isinstance(endpoint, str):
+        message = f"endpoint must be a str, not {endpoint!r}; {_ALLOWED}"
+        raise TypeError(message)
+    return endpoint.split(",")
 
 
 def _parse_address(text: str) -> Address:
@@ -153,7 +157,7 @@ def _parse_address(text: str) -> Address:
         return _parse_socket(rest)
     if scheme == "tab.pipe":
         _refuse("libpq, and so psycopg, cannot connect to a Windows pipe")
-    _refuse(f"unknown scheme {scheme!r}")
+    return _refuse(f"unknown scheme {scheme!r}")
 
 
 def _parse_tcp(text: str) -> Address:
@@ -188,11 +192,13 @@ def _parse_tcp(text: str) -> Address:
 
 
 def _parse_socket(text: str) -> Address:
-    # In Hyper's notation "/domain/" is a separator, not a directory: the socket is
-    # in the directory before it.
+    # In Hyper's notation "/domain/" is a separator, not a directory: the socket is in
+    # the directory before it, which therefore cannot have it in its path.
     directory, separator, name = text.rpartition("/domain/")
     if not separator:
         _refuse("a tab.domain endpoint has '/domain/' before the name of its socket")
+    if "/domain/" in f"{directory}/":
+        _refuse("'/domain/' ends the directory, and may be there once only")
     if not directory.startswith("/"):
         _refuse("libpq needs the absolute path of the socket's directory")
     if not name.startswith(_SOCKET):
