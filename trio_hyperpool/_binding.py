@@ -201,6 +201,11 @@ _SET_CONFIG: Final = re.compile(rb"(?i)\bset_config\b")
 _COPY_STREAM: Final = re.compile(rb"(?i)\b(?:STDIN|STDOUT)\b")
 _FORMAT: Final = re.compile(rb"(?i)\bFORMAT\b")
 
+_ATTACHED_AS: Final = re.compile(
+    rb'(?is)\bAS' + _BLANKS + rb'++("(?:[^"]|"")++"|[A-Za-z_\x80-\xff][\w\x80-\xff]*+)'
+    rb"(?:" + _BLANKS + rb"|;)*+(?:\Z|WITH\b)"
+)
+
 _CHANGES_SESSION: Final = frozenset({b"SET", b"RESET", b"ATTACH", b"DETACH", b"PREPARE"})
 _DEADLY_IF_EXTENDED: Final = frozenset({b"FETCH", b"MOVE", b"EXECUTE"})
 
@@ -213,6 +218,9 @@ class Statement(NamedTuple):
 
     changes_session: bool
     """Whether it may leave traces in the session that outlast a transaction."""
+
+    alias: str | None = None
+    """The name, as it was written, that it attaches a database under."""
 
     @property
     def needs_simple_protocol(self) -> bool:
@@ -240,7 +248,12 @@ def _read(query: bytes) -> Statement:
         or (verb == b"DECLARE" and _WITH_HOLD.search(query) is not None)
         or (_SET_CONFIG.search(query) is not None)
     )
-    return Statement(verb.decode(), changes_session=changes)
+    alias = _ATTACHED_AS.search(query) if verb == b"ATTACH" else None
+    return Statement(
+        verb.decode(),
+        changes_session=changes,
+        alias=alias.group(1).decode(errors="replace") if alias else None,
+    )
 
 
 _read_cached = lru_cache(maxsize=256)(_read)

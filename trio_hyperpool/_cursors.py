@@ -208,9 +208,11 @@ class HyperCursorMixin(AsyncCursor[Row]):
         super()._execute_send(query, force_extended=force_extended, binary=binary)
 
     def _note(self, statement: Statement) -> None:
-        if statement.changes_session:
-            # A connection of another class has nobody who asks for it.
-            self._conn.session_changed = True  # type: ignore[attr-defined]
+        # Connections of other classes have nobody who asks for it.
+        if statement.changes_session and (
+            traces := getattr(self._conn, "session_traces", None)
+        ):
+            traces.note(statement)
 
     # The server answers in the binary form it was asked for, and describes it as
     # text: what was asked for decides how to read it.

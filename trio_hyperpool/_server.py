@@ -22,12 +22,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, cast
 
 import trio
 
@@ -43,12 +43,16 @@ _LONGEST_SOCKET_NAME: Final = len("/.s.PGSQL.65535")
 # How long a server may take after SIGTERM, which asks for the same flush as the
 # closed callback did, before it is killed.
 _TERM_GRACE: Final = 2.0
+# How long to wait for a server to be seen dead after an error that it may have caused:
+# 0 to 12 milliseconds went by between its clients' sockets and the callback's.
+_DEATH_GRACE: Final = 0.05
 # How long to wait for the rest of stderr when the process is gone: only a child of
 # its own could still have the other end.
 _LAST_WORDS_GRACE: Final = 0.2
 
 _STDERR_KEPT: Final = 8192
 _LOG_READ: Final = 65536
+_LOG_FILES_READ: Final = 8
 _LOG_LINES_SHOWN: Final = 20
 _LOG_LINE_SHOWN: Final = 500
 
@@ -169,9 +173,7 @@ def open_hyperd(
     """
     _check_seconds("start_timeout", start_timeout)
     _check_seconds("stop_timeout", stop_timeout)
-    if not isinstance(tcp, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        message = f"tcp must be True or False, not {tcp!r}"
-        raise TypeError(message)
+    _check_flag("tcp", tcp)
     if tcp and socket_dir is not None:
         message = f"socket_dir={_shown(socket_dir)} has no meaning with tcp=True"
         raise ValueError(message)
@@ -297,7 +299,7 @@ class _Block(AbstractAsyncContextManager["Hyperd"]):
         except BaseException as rest:  # noqa: BLE001  raised again below
             # A group, and the scope took its own Cancelled out of it.
             left = rest
-        await self._finish()
+        await self._finish(after_error=isinstance(left, Exception))
         failure = self._life.failure
         if failure is not None:
             if left is None:
@@ -311,14 +313,14 @@ class _Block(AbstractAsyncContextManager["Hyperd"]):
             raise left
         return left is None
 
-    async def _finish(self) -> None:
+    async def _finish(self, *, after_error: bool = False) -> None:
         """Have the server ended, and wait until it is, come what may.
 
         Ctrl-C is raised in the main task even where it is shielded. The first one
         waits until the server is gone, as it may be writing what was committed; one
         more has it killed.
         """
-        self._life.stop()
+        self._life.stop(after_error=after_error)
         interrupt: KeyboardInterrupt | None = None
         while not self._life.over.is_set():
             try:
@@ -340,6 +342,7 @@ class _Life:
         self._plan = plan
         self._asked = trio.CancelScope()
         self._patience = trio.CancelScope()
+        self._suspect = False
         self._in_a_hurry = False
         self._stderr = bytearray()
         self._stderr_ended = trio.Event()
@@ -349,8 +352,13 @@ class _Life:
         self.hyperd: Hyperd | None = None
         self.failure: Exception | None = None
 
-    def stop(self) -> None:
-        """Ask the process to end, or not to start."""
+    def stop(self, *, after_error: bool = False) -> None:
+        """Ask the process to end, or not to start.
+
+        Args:
+            after_error: look whether it is dying, and the error comes of that.
+        """
+        self._suspect = after_error
         self._asked.cancel()
 
     def kill(self) -> None:
@@ -453,7 +461,7 @@ class _Life:
             )
             self.started.set()
             await process.wait()
-        if self.hyperd is None or callback is None:
+        if callback is None or not self.started.is_set():
             return None
         return await self._end(process, callback)
 
@@ -504,13 +512,16 @@ class _Life:
     ) -> str | None:
         """Have the process end; return what was wrong with that."""
         patience = self._plan.stop_timeout
+        if self._suspect:
+            # A dying server lets go of its clients first, and can be seen to have ended
+            # only when all of its memory is given back.
+            with trio.move_on_after(_DEATH_GRACE):
+                await process.wait()
         if _hung_up(callback):
-            # It is dying, and what made the block end was perhaps just that. The end
-            # of a process can be seen only when all of its memory is given back.
             with trio.move_on_after(patience):
                 await process.wait()
-            if process.returncode is not None:
-                return f"hyperd {_ended(process.returncode)} before its block was over"
+        if process.returncode is not None:
+            return f"hyperd {_ended(process.returncode)} before its block was over"
         callback.close()
         for number in (None, signal.SIGTERM):
             if self._in_a_hurry:
@@ -518,14 +529,13 @@ class _Life:
             if number is not None:
                 _signal_group(process, number)
                 patience = _TERM_GRACE
+            status: int | None = None
             with trio.move_on_after(patience) as self._patience:
-                await process.wait()
-            if process.returncode == 0:
+                status = await process.wait()
+            if status == 0:
                 return None
-            if process.returncode is not None:
-                return (
-                    f"hyperd did not end in good order: it {_ended(process.returncode)}"
-                )
+            if status is not None:
+                return f"hyperd did not end in good order: it {_ended(status)}"
         why = (
             "of a second Ctrl-C"
             if self._in_a_hurry
@@ -546,7 +556,7 @@ class _Life:
 
 
 @contextlib.contextmanager
-def _private_directory() -> Iterator[Path]:
+def _private_directory() -> Generator[Path]:
     """Make a directory for us alone, with a path short enough for a socket."""
     parent = tempfile.gettempdir()
     try:
@@ -625,7 +635,7 @@ def _last_words(stderr: bytes, log_dir: Path, pid: int) -> str:
         text += "\nThe last lines of its stderr:\n" + _shorten(lines)
     lines = _last_log_lines(log_dir, pid)
     if lines:
-        text += f"\nThe last lines of its log in {log_dir}:\n" + _shorten(lines)
+        text += "\nThe last lines of its log:\n" + _shorten(lines)
     return text
 
 
@@ -636,26 +646,34 @@ def _shorten(lines: list[str]) -> str:
 
 
 def _last_log_lines(log_dir: Path, pid: int) -> list[str]:
-    """Read the server's newest log file; a shared one has lines of others, too."""
+    """Read the end of the server's log; a directory may have logs of others, too."""
+    files = sorted(log_dir.glob("*.log"), key=_changed_at, reverse=True)
+    for path in files[:_LOG_FILES_READ]:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_READ))
+            text = file.read(_LOG_READ).decode(errors="replace")
+            lines = [_log_line(line, pid) for line in text.splitlines()]
+            if any(lines):
+                return list(filter(None, lines))
+    return []
+
+
+def _changed_at(path: Path) -> float:
     try:
-        newest = max(log_dir.glob("*.log"), key=lambda path: path.stat().st_mtime_ns)
-        with newest.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _LOG_READ))
-            data = file.read(_LOG_READ)
-    except (OSError, ValueError):
-        return []
-    lines: list[str] = []
-    for line in data.decode(errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            if entry["pid"] != pid:
-                continue
-            shown = f"{entry['ts']} {entry['sev']} {entry['k']}: {entry['v']}"
-        except (ValueError, KeyError, TypeError):
-            continue
-        lines.append(shown)
-    return lines
+        return path.stat().st_mtime
+    except OSError:
+        return -math.inf
+
+
+def _log_line(line: str, pid: int) -> str:
+    """Shorten a line of the log; empty if it is another server's, or cut off."""
+    try:
+        entry = json.loads(line)
+        if entry["pid"] != pid:
+            return ""
+        return f"{entry['ts']} {entry['sev']} {entry['k']}: {entry['v']}"
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _find_executable(given: str | os.PathLike[str] | None) -> Path:
@@ -698,8 +716,14 @@ def _executable_at(path: Path) -> Path | None:
     return path if path.is_file() and os.access(path, os.X_OK) else None
 
 
-def _check_seconds(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        message = f"{name} must be True or False, not {value!r}"
+        raise TypeError(message)
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         message = f"{name} must be a number of seconds, not {value!r}"
         raise TypeError(message)
     if not value > 0:
@@ -707,10 +731,10 @@ def _check_seconds(name: str, value: float) -> None:
         raise ValueError(message)
 
 
-def _check_port(port: int | None) -> None:
+def _check_port(port: object) -> None:
     if port is None:
         return
-    if isinstance(port, bool) or not isinstance(port, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(port, bool) or not isinstance(port, int):
         message = f"port must be an int or None, not {port!r}"
         raise TypeError(message)
     if not 1 <= port <= 65535:
@@ -730,16 +754,15 @@ def _check_text(name: str, value: object, *, secret: bool = False) -> None:
         raise ValueError(message)
 
 
-def _check_directory(name: str, value: str | os.PathLike[str]) -> Path:
-    try:
-        text = os.fspath(value)
-    except TypeError:
-        text = None
+def _check_directory(name: str, value: object) -> Path:
+    text: object = value
+    if isinstance(value, os.PathLike):
+        text = cast("os.PathLike[str]", value).__fspath__()
     if not isinstance(text, str):
         message = f"{name} must be a path, a str or os.PathLike, not {value!r}"
         raise TypeError(message)
     if not text or "\0" in text:
-        message = f"{name}={_shown(value)} must be a path"
+        message = f"{name}={text!r} must be a path: not empty, and without NUL"
         raise ValueError(message)
     return Path(os.path.abspath(text))  # noqa: PTH100  drops "..", too
 
@@ -753,6 +776,8 @@ def _check_socket_dir(value: str | os.PathLike[str], name: str = "socket_dir") -
             f"comes to {length} bytes, and {_LONGEST_SOCKET_PATH} are allowed"
         )
         raise ValueError(message)
+    # hyperd takes the first "/domain/" for the end of the directory, libpq a comma for
+    # the end of a host: then they do not mean the same socket.
     address = Address(str(path), 1)
     try:
         usable = parse_endpoint(str(address)).addresses == (address,)
@@ -767,20 +792,18 @@ def _check_socket_dir(value: str | os.PathLike[str], name: str = "socket_dir") -
     return path
 
 
-def _check_parameters(
-    given: Mapping[str, str | int | float | bool] | None, *, full_log: bool
-) -> dict[str, str]:
+def _check_parameters(given: object, *, full_log: bool) -> dict[str, str]:
     parameters = dict(_DEFAULT_PARAMETERS)
     if not full_log:
         parameters["log_config"] = _QUIET_LOG
     if given is None:
         return parameters
-    if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(given, Mapping):
         message = f"parameters must be a mapping of names to values, not {given!r}"
         raise TypeError(message)
     seen: set[str] = set()
-    for name, value in given.items():
-        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    for name, value in cast("Mapping[object, object]", given).items():
+        if not isinstance(name, str):
             message = f"parameters: the name {name!r} must be a str"
             raise TypeError(message)
         if not _PARAMETER_NAME.fullmatch(name):

@@ -1,0 +1,87 @@
+"""What a pool needs of a kind of connection."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from ._config import HealthCheck
+from ._errors import LeaseError
+from ._policy import Condition as Condition
+
+ConnectionT = TypeVar("ConnectionT")
+
+
+class Connector(Protocol[ConnectionT]):
+    """What a pool needs of a kind of connection.
+
+    The pool sets every deadline: a method that waits may wait for ever, and must
+    only pass `trio.Cancelled` on. Methods that are not async must not block.
+
+    Two kinds of object share the type ``ConnectionT``: the pooled connection, which
+    only the pool sees, and views of it, each good for one block of a borrower or a
+    hook (`lend`, `reclaim`).
+    """
+
+    @property
+    def name(self) -> str:
+        """What the pool is called in statistics and logs if nobody says otherwise."""
+        ...
+
+    async def prepare(self) -> None:
+        """Do what comes before the first connection, such as creating a database.
+
+        Awaited by one task at a time, until it has returned once. Cancelled or
+        failing, it may be tried again, and must then not stumble over its own first
+        half.
+        """
+        ...
+
+    async def connect(self) -> ConnectionT:
+        """Open a connection. Cancelled, it leaves nothing open.
+
+        Raises:
+            ConnectError: with ``unreachable`` set if nobody answered, so that
+                another attempt makes sense. Any other exception is final, and
+                reaches the borrower as the cause of a `ConnectError`.
+        """
+        ...
+
+    def is_alive(self, connection: ConnectionT, /) -> bool:
+        """Whether an idle connection looks usable, as far as a look at it tells."""
+        ...
+
+    async def probe(self, connection: ConnectionT, check: HealthCheck, /) -> None:
+        """Ask the server for a sign of life, and raise if there is none."""
+        ...
+
+    def lend(self, connection: ConnectionT, /) -> ConnectionT:
+        """Make a view of the connection for one block."""
+        ...
+
+    def adopt(self, connection: ConnectionT, view: ConnectionT, /) -> None:
+        """Make what ``after_connect`` set on its view hold for every later view.
+
+        That is what lives in the object and not on the server, such as a row factory.
+        """
+        ...
+
+    def reclaim(
+        self, connection: ConnectionT, view: ConnectionT, error: type[LeaseError], /
+    ) -> Condition:
+        """End a view: from now on using it raises ``error``. Say what it left."""
+        ...
+
+    async def clean(self, connection: ConnectionT, /) -> None:
+        """Put a `Condition.DIRTY` connection right, and raise if that fails."""
+        ...
+
+    async def close(self, connection: ConnectionT, /) -> None:
+        """End the connection politely, in whatever condition it is.
+
+        Cancelled or failing, it is closed all the same.
+        """
+        ...
+
+    def discard(self, connection: ConnectionT, /) -> None:
+        """Close the socket at once; who waits on it in another task wakes up."""
+        ...

@@ -1,0 +1,73 @@
+"""Why a lease waits: who has the connections, and whether that can ever end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterable, Iterator
+from typing import Protocol
+
+import trio
+
+from ._statistics import Holder
+
+
+class TakenLease(Protocol):
+    """What a diagnosis has to know about a lease."""
+
+    @property
+    def task(self) -> trio.lowlevel.Task: ...
+    @property
+    def granted_at(self) -> float: ...
+    @property
+    def taken_at(self) -> str: ...
+
+
+def holders(leases: Iterable[TakenLease], now: float) -> tuple[Holder, ...]:
+    """Who has a connection, the longest first."""
+    by_age = sorted(leases, key=lambda lease: lease.granted_at)
+    return tuple(
+        Holder(lease.task.name, max(0.0, now - lease.granted_at), lease.taken_at)
+        for lease in by_age
+    )
+
+
+def report(
+    leases: Collection[TakenLease], waiter: trio.lowlevel.Task, now: float
+) -> str:
+    """The holders, a line each, with a mark on those the waiter itself belongs to."""
+    kin = set(_line_of_descent(waiter))
+    lines = []
+    for lease in sorted(leases, key=lambda lease: lease.granted_at):
+        (holder,) = holders([lease], now)
+        note = ""
+        if lease.task is waiter:
+            note = " (the task that waits here)"
+        elif lease.task in kin:
+            note = " (an ancestor of the task that waits here)"
+        lines.append(f"\n  held by {holder}{note}")
+    return "".join(lines) or "\n  no connection is leased"
+
+
+def holds_a_lease(task: trio.lowlevel.Task, leases: Iterable[TakenLease]) -> bool:
+    """Whether a task entered one of these leases."""
+    return any(lease.task is task for lease in leases)
+
+
+def is_deadlock(
+    borrowed: int,
+    leases: Collection[TakenLease],
+    endless: Container[trio.lowlevel.Task],
+) -> bool:
+    """Whether every token belongs to a lease whose task waits without an end.
+
+    A token that was granted a moment ago, or that an opener or cleaner has, belongs
+    to no lease, so that the numbers differ: somebody can still go on.
+    """
+    return borrowed == len(leases) and all(lease.task in endless for lease in leases)
+
+
+def _line_of_descent(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    nursery = task.parent_nursery
+    while nursery is not None:
+        parent = nursery.parent_task
+        yield parent
+        nursery = parent.parent_nursery

@@ -1,0 +1,127 @@
+"""The borrower's side of one slot: wait, check, use, give back."""
+
+from __future__ import annotations
+
+import math
+from types import CodeType, TracebackType
+from typing import Generic, TypeVar
+
+import outcome
+import trio
+from trio.lowlevel import (
+    Abort,
+    RaiseCancelT,
+    Task,
+    checkpoint,
+    current_task,
+    enable_ki_protection,
+    reschedule,
+    wait_task_rescheduled,
+)
+
+from ._slots import Slot
+from ._supply import Supply, Wait
+
+ConnectionT = TypeVar("ConnectionT")
+
+
+class Lease(Generic[ConnectionT]):
+    """A connection for the length of one ``async with`` block; see `Pool.lease`.
+
+    It is a class because the clean-up of an `@asynccontextmanager` can be cut short
+    by a KeyboardInterrupt between its frames; here both ends are protected from it.
+    """
+
+    __slots__ = (
+        "_code",
+        "_is_entered",
+        "_line",
+        "_slot",
+        "_supply",
+        "_wait_timeout",
+        "deadline",
+        "granted_at",
+        "is_revoked",
+        "task",
+    )
+
+    task: Task
+
+    def __init__(
+        self,
+        supply: Supply[ConnectionT],
+        wait_timeout: float,
+        code: CodeType,
+        line: int,
+    ) -> None:
+        self._supply = supply
+        self._wait_timeout = wait_timeout
+        # Kept apart, not as a frame, which would keep the caller's variables alive.
+        self._code = code
+        self._line = line
+        self._is_entered = False
+        self._slot: Slot[ConnectionT] | None = None
+        self.deadline = math.inf
+        """The effective deadline of the task when it got its connection."""
+        self.granted_at = math.inf
+        self.is_revoked = False
+
+    @property
+    def taken_at(self) -> str:
+        """Where `Pool.lease` was called: ``file:line``."""
+        return f"{self._code.co_filename}:{self._line}"
+
+    @enable_ki_protection
+    async def __aenter__(self) -> ConnectionT:
+        """Get a connection: a checkpoint. Cancelled, it leaves the pool unchanged."""
+        if self._is_entered:
+            raise RuntimeError("a lease is good for one block: call lease() for each")
+        self._is_entered = True
+        supply = self._supply
+        self.task = current_task()
+        asked_at = trio.current_time()
+        await checkpoint()
+        slot = supply.claim(self)
+        if slot is Wait.QUEUE:
+            permit = await supply.queue.wait(self, self._wait_timeout)
+            slot = supply.place(self, permit)
+        if slot is Wait.SEEKERS:
+            slot = await self._seek()
+        assert isinstance(slot, Slot)
+        while supply.needs_check(slot) and not await supply.check(self, slot):
+            slot = await self._seek()
+        view = supply.hand_out(self, slot, asked_at)
+        self._slot = slot
+        self.deadline = trio.current_effective_deadline()
+        return view
+
+    @enable_ki_protection
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the connection back; not a checkpoint."""
+        slot, self._slot = self._slot, None
+        if slot is not None and not self.is_revoked:
+            self._supply.take_back(self, slot)
+
+    async def _seek(self) -> Slot[ConnectionT]:
+        """Park among the seekers: granted or cancelled, never both."""
+        seekers = self._supply.table.seekers
+
+        def abort(_: RaiseCancelT) -> Abort:
+            seekers.remove(self)
+            return Abort.SUCCEEDED
+
+        slot: Slot[ConnectionT] = await wait_task_rescheduled(abort)
+        return slot
+
+    def serve(self, slot: Slot[ConnectionT], /) -> None:
+        """Wake this seeker up: the slot is its own."""
+        reschedule(self.task, outcome.Value(slot))
+
+    def fail(self, error: Exception, /) -> None:
+        """Wake this seeker up: no connection will come."""
+        reschedule(self.task, outcome.Error(error))

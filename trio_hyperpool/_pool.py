@@ -1,0 +1,563 @@
+"""`open_pool` and `Pool`: the only file with the nursery."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+import os
+import random
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Generic, TypeVar, Unpack, overload
+
+import trio
+from trio.lowlevel import current_task, enable_ki_protection
+
+from . import _diagnosis
+from ._config import (
+    PoolConfig,
+    PoolOptions,
+    check_attempts,
+    check_max_size,
+    check_wait_timeout,
+)
+from ._connector import Connector
+from ._errors import PoolDeadlockError, PoolError
+from ._hyper import DEFAULT_USER, HyperConnection, HyperConnector
+from ._lease import Lease
+from ._policy import Reason, backoff
+from ._server import open_hyperd
+from ._slots import Slot, State
+from ._statistics import PoolStatistics, frozen
+from ._supply import Supply
+from ._upkeep import Upkeep
+
+ConnectionT = TypeVar("ConnectionT")
+ResultT = TypeVar("ResultT")
+
+SERIALIZATION_FAILURE = "40001"
+
+
+@dataclasses.dataclass(frozen=True)
+class IdleConnection:
+    """What `Pool.retire_idle` tells its predicate about a connection."""
+
+    age: float
+    """Seconds since it was opened."""
+    idle: float
+    """Seconds since it was given back, or opened."""
+    leases: int
+    """How often it was leased."""
+
+
+class Pool(Generic[ConnectionT]):
+    """Connections that are opened as they are needed, and leased one block at a time.
+
+    Made by `open_pool`, and good for the length of its block.
+    """
+
+    def __init__(
+        self,
+        connector: Connector[ConnectionT],
+        config: PoolConfig,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._nursery = nursery
+        # Tasks of the pool start in this context, not in that of the borrower who
+        # happens to need one.
+        self._context = contextvars.copy_context()
+        self._scopes: set[trio.CancelScope] = set()
+        self._body = trio.CancelScope()
+        self._bug: BaseException | None = None
+        self._is_over = False
+        self._supply = Supply(connector, config, self._spawn)
+        self._upkeep = Upkeep(self._supply)
+        self._quiescing = trio.Lock()
+        self._spawn(self._upkeep.run)
+        self._supply.queue.resize()
+
+    @property
+    def name(self) -> str:
+        """What the pool is called in messages, statistics and logs."""
+        return self._supply.name
+
+    @property
+    def config(self) -> PoolConfig:
+        """What the pool was made from; `resize` does not change it."""
+        return self._supply.config
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        state = " (closed)" if self._supply.queue.is_closed else ""
+        return (
+            f"<Pool {self.name!r}{state}: {now.size} of {now.max_size} connections, "
+            f"{now.idle} idle, {now.leased} leased, {now.waiting} tasks waiting>"
+        )
+
+    # Leases
+
+    def lease(self, *, wait_timeout: float | None = None) -> Lease[ConnectionT]:
+        """Lease a connection: ``async with pool.lease() as connection``.
+
+        Entering the block is a checkpoint; it either gives a connection, or raises
+        and leaves the pool unchanged. Places are given first come, first served.
+        Leaving it is not a checkpoint: the connection goes to whoever is next, or is
+        put right by a task of the pool first. The connection is good for the block
+        only.
+
+        Args:
+            wait_timeout: seconds to wait for a place in the pool, in place of the
+                config's; 0 never queues.
+
+        Raises:
+            PoolTimeoutError: on entering: no place came free within
+                ``wait_timeout``, or no connection was opened within
+                ``create_timeout``.
+            PoolSaturatedError: on entering: ``max_waiting`` tasks wait already.
+            PoolDeadlockError: on entering: the wait would never end.
+            PoolClosedError: on entering: the pool is closing or closed.
+            ConnectError: on entering: no connection could be opened.
+            HookError: on entering: a hook failed on a new connection.
+        """
+        return self._lease(wait_timeout, sys._getframe(1))
+
+    async def execute(
+        self: Pool[HyperConnection], query: Any, params: Any = None
+    ) -> Any:
+        """Execute one statement on a lease of its own, and return its cursor.
+
+        The cursor has fetched its rows already, so that they outlive the lease. A
+        checkpoint; cancelled, it stops the statement on the server.
+        """
+        async with self._lease(None, sys._getframe(1)) as connection:
+            return await connection.execute(query, params)
+
+    async def fetch_all(
+        self: Pool[HyperConnection], query: Any, params: Any = None
+    ) -> list[Any]:
+        """Return all rows of a query, on a lease of its own; see `execute`."""
+        async with self._lease(None, sys._getframe(1)) as connection:
+            return await connection.fetch_all(query, params)
+
+    async def fetch_one(
+        self: Pool[HyperConnection], query: Any, params: Any = None
+    ) -> Any:
+        """Return the first row of a query, or None, on a lease of its own."""
+        async with self._lease(None, sys._getframe(1)) as connection:
+            return await connection.fetch_one(query, params)
+
+    async def fetch_value(
+        self: Pool[HyperConnection], query: Any, params: Any = None
+    ) -> Any:
+        """Return the first value of the first row, or None, on a lease of its own."""
+        async with self._lease(None, sys._getframe(1)) as connection:
+            return await connection.fetch_value(query, params)
+
+    async def execute_command(
+        self: Pool[HyperConnection], query: Any, params: Any = None
+    ) -> int:
+        """Execute one statement on a lease of its own; return the rows affected."""
+        async with self._lease(None, sys._getframe(1)) as connection:
+            return await connection.execute_command(query, params)
+
+    async def run_transaction(
+        self: Pool[HyperConnection],
+        fn: Callable[[HyperConnection], Awaitable[ResultT]],
+        *,
+        attempts: int = 5,
+    ) -> ResultT:
+        """Run ``await fn(connection)`` in a transaction, again if it lost a race.
+
+        Hyper lets the first of two writers of a row win and fails the other at once,
+        with SQLSTATE 40001: that one is tried again, from its start and on a new
+        lease, after a short pause. A checkpoint; cancelled, it has rolled back.
+
+        Args:
+            fn: what to do; it may be called several times.
+            attempts: how often to try, at least 1.
+
+        Raises:
+            psycopg.errors.SerializationFailure: the last attempt lost, too.
+        """
+        check_attempts(attempts)
+        frame = sys._getframe(1)
+        where = frame.f_code, frame.f_lineno
+        failures = 0
+        while True:
+            try:
+                async with Lease(
+                    self._supply, self.config.wait_timeout, *where
+                ) as connection, connection.transaction():
+                    return await fn(connection)
+            except Exception as error:
+                failures += 1
+                lost = getattr(error, "sqlstate", None) == SERIALIZATION_FAILURE
+                if not lost or failures >= attempts:
+                    raise
+            await trio.sleep(backoff(self.config, failures, random.random()))
+
+    def _lease(self, wait_timeout: float | None, frame: Any) -> Lease[ConnectionT]:
+        if wait_timeout is None:
+            wait_timeout = self._supply.config.wait_timeout
+        else:
+            check_wait_timeout(wait_timeout)
+        return Lease(self._supply, wait_timeout, frame.f_code, frame.f_lineno)
+
+    # Control
+
+    def statistics(self) -> PoolStatistics:
+        """Take a snapshot of the pool."""
+        supply, table, counters = (
+            self._supply,
+            self._supply.table,
+            self._supply.counters,
+        )
+        return PoolStatistics(
+            name=self.name,
+            max_size=table.max_size,
+            size=len(table.slots),
+            idle=len(table.idle),
+            leased=len(table.leased),
+            opening=table.count(State.OPENING),
+            cleaning=table.count(State.CLEANING),
+            waiting=supply.queue.waiting,
+            leases=counters.wait.count,
+            opened=counters.opened,
+            open_failures=counters.open_failures,
+            retired=frozen(counters.retired),
+            discarded=frozen(counters.discarded),
+            health_check_failures=counters.health_check_failures,
+            hook_failures=counters.hook_failures,
+            wait_timeouts=supply.queue.timeouts,
+            revoked=counters.revoked,
+            cancelled_queries=counters.cancelled_queries,
+            wait=counters.wait.snapshot(),
+            use=counters.use.snapshot(),
+            create=counters.create.snapshot(),
+            holders=_diagnosis.holders(table.leased.values(), trio.current_time()),
+        )
+
+    def resize(self, max_size: int) -> None:
+        """Change ``max_size``; not a checkpoint.
+
+        A smaller pool ends idle connections that it has no room for, in the
+        background, and leased ones as they come back.
+        """
+        check_max_size(max_size)
+        supply = self._supply
+        supply.table.max_size = max_size
+        # Before the tokens go: whoever ends a connection holds one.
+        supply.retire_idle(
+            [(slot, Reason.RESIZED) for slot in supply.table.surplus()]
+        )
+        supply.queue.max_size = max_size
+        supply.queue.resize()
+
+    def reset(self) -> None:
+        """Have every connection of today retired as it comes free; not a checkpoint."""
+        self._supply.table.was_reset()
+        self._upkeep.retire_expired()
+
+    def retire_idle(
+        self, predicate: Callable[[IdleConnection], bool] | None = None
+    ) -> int:
+        """Retire idle connections in the background; not a checkpoint.
+
+        Args:
+            predicate: which of them; all if None.
+
+        Returns:
+            How many.
+        """
+        now = trio.current_time()
+
+        def is_chosen(slot: Slot[ConnectionT]) -> bool:
+            return predicate is None or predicate(
+                IdleConnection(
+                    now - slot.opened_at, now - slot.returned_at, slot.leases
+                )
+            )
+
+        idle = list(self._supply.table.idle)
+        chosen = [(slot, Reason.REQUESTED) for slot in idle if is_chosen(slot)]
+        count, _ = self._supply.retire_idle(chosen)
+        return count
+
+    @contextlib.asynccontextmanager
+    async def quiesce(self) -> AsyncGenerator[None]:
+        """Have no connection at all for the length of a block.
+
+        Entering waits until every lease is back, then ends every connection, so that
+        the server has written what was committed and has let go of the file. Who
+        asks for a lease meanwhile waits in the queue, and is served when the block
+        ends. Entering is a checkpoint; cancelled, the pool goes on as before.
+
+        Raises:
+            PoolDeadlockError: the task holds a lease, or is inside ``quiesce``.
+            PoolClosedError: the pool is closing or closed.
+            PoolError: a connection did not end in good order, so that it is not
+                certain that everything is on disk.
+        """
+        supply, queue, task = self._supply, self._supply.queue, current_task()
+        if queue.paused_by is task or _diagnosis.holds_a_lease(
+            task, supply.table.leased.values()
+        ):
+            raise PoolDeadlockError(
+                f"{self.name}: the task that calls quiesce() or flush() holds a "
+                "lease, or is inside quiesce(): it would wait for itself"
+            )
+        async with self._quiescing:
+            if queue.is_closed:
+                raise queue.closed()
+            queue.is_paused = True
+            queue.paused_by = task
+            queue.paused_until = trio.current_effective_deadline()
+            queue.resize()
+            try:
+                await supply.until(lambda: queue.is_closed or not queue.borrowed)
+                if queue.is_closed:
+                    raise queue.closed()
+                if not await supply.end_idle(Reason.QUIESCED):
+                    raise PoolError(
+                        f"{self.name}: a connection did not end in good order, and "
+                        "what was committed last may not be on disk yet"
+                    )
+                yield
+            finally:
+                queue.is_paused = False
+                queue.paused_by = None
+                queue.paused_until = math.inf
+                queue.resize()
+                if supply.on_move is not None:
+                    supply.on_move()
+
+    async def flush(self) -> None:
+        """Return when everything that was committed so far is on disk.
+
+        Hyper writes a database when its last session lets go of it, so this is a
+        short `quiesce`, with its checkpoints and errors.
+        """
+        async with self.quiesce():
+            pass
+
+    # Tasks of the pool, and their end
+
+    def _spawn(
+        self, async_fn: Callable[..., Awaitable[object]], /, *args: object
+    ) -> None:
+        self._context.run(self._nursery.start_soon, self._run, async_fn, args)
+
+    @enable_ki_protection
+    async def _run(
+        self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]
+    ) -> None:
+        # Shielded, so that a cancelled body finds the pool at work in its `finally`;
+        # `_close` ends the scopes when the body has left.
+        with trio.CancelScope(shield=True) as scope:
+            if self._is_over:
+                scope.cancel()
+            self._scopes.add(scope)
+            try:
+                await async_fn(*args)
+            except trio.Cancelled:
+                raise
+            except BaseException as bug:  # noqa: BLE001 - raised by `_running`
+                self._bug = self._bug or bug
+                self._supply.turn_away()
+                self._body.cancel()
+            finally:
+                self._scopes.discard(scope)
+
+    @enable_ki_protection
+    async def _close(self, grace: float) -> None:
+        supply, config = self._supply, self.config
+        table = supply.table
+        supply.turn_away()
+        try:
+            if grace > 0 and table.leased:
+                with trio.move_on_after(grace):
+                    await supply.until(lambda: not table.leased)
+        finally:
+            for slot in list(table.leased):
+                supply.revoke(slot)
+            patience = max(config.recycle_timeout, config.close_timeout)
+            try:
+                with trio.move_on_after(patience, shield=True):
+                    await supply.end_idle(Reason.CLOSED)
+                    await supply.until(lambda: not table.count(State.CLEANING))
+            finally:
+                supply.discard_idle()
+                self._is_over = True
+                for scope in self._scopes:
+                    scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    connector: Connector[ConnectionT], config: PoolConfig
+) -> AsyncGenerator[Pool[ConnectionT]]:
+    """Run a pool; what comes out of the block is what its body raised, as it was.
+
+    The body's exception is carried around the nursery, which would wrap it in a group.
+    Tasks of the pool raise nothing, so that only a KeyboardInterrupt that came while
+    the nursery waited for them can come out of it.
+    """
+    error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            pool = Pool(connector, config, nursery)
+            try:
+                with pool._body:
+                    yield pool
+                await pool._close(0 if pool._bug else config.close_timeout)
+            except BaseException as raised:  # noqa: ASYNC103 - raised below
+                error = raised
+                if not pool._is_over:
+                    await pool._close(0)
+    except BaseExceptionGroup as group:
+        error = group.exceptions[0]
+    if pool._bug is not None:
+        raise pool._bug
+    if error is not None:
+        raise error
+
+
+@contextlib.asynccontextmanager
+async def _running_with_hyperd(
+    config: PoolConfig,
+) -> AsyncGenerator[Pool[HyperConnection]]:
+    password = config.password
+    if password is not None and not isinstance(password, str):
+        password = await password()
+    user = config.user or DEFAULT_USER
+    async with open_hyperd(user=user, password=password) as hyperd:
+        config = dataclasses.replace(config, endpoint=hyperd.endpoint)
+        async with _running(HyperConnector(config), config) as pool:
+            yield pool
+
+
+class _Opening(Generic[ConnectionT]):
+    """An async context manager that a KeyboardInterrupt can't cut into halves.
+
+    It comes at checkpoints only, so that both ends of the pool are whole.
+    """
+
+    def __init__(self, running: AbstractAsyncContextManager[Pool[ConnectionT]]) -> None:
+        self._running = running
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Pool[ConnectionT]:
+        return await self._running.__aenter__()
+
+    @enable_ki_protection
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._running.__aexit__(exc_type, exc, traceback)
+
+
+@overload
+def open_pool(
+    endpoint: str | None = None,
+    database: str | os.PathLike[str] | None = None,
+    /,
+    *,
+    config: PoolConfig | None = None,
+    connector: None = None,
+    **options: Unpack[PoolOptions],
+) -> AbstractAsyncContextManager[Pool[HyperConnection]]: ...
+
+
+@overload
+def open_pool(
+    endpoint: str | None = None,
+    database: str | os.PathLike[str] | None = None,
+    /,
+    *,
+    config: PoolConfig | None = None,
+    connector: Connector[ConnectionT],
+    **options: Unpack[PoolOptions],
+) -> AbstractAsyncContextManager[Pool[ConnectionT]]: ...
+
+
+def open_pool(
+    endpoint: str | None = None,
+    database: str | os.PathLike[str] | None = None,
+    /,
+    *,
+    config: PoolConfig | None = None,
+    connector: Connector[Any] | None = None,
+    **options: Unpack[PoolOptions],
+) -> AbstractAsyncContextManager[Pool[Any]]:
+    """Run a pool for the length of a block: ``async with open_pool(…) as pool``.
+
+    Everything is validated here, before anything is opened; connections open as they
+    are needed, save ``min_idle`` of them. Entering is a checkpoint if a private
+    ``hyperd`` is started. Leaving waits for the leases that are still out, for
+    ``close_timeout`` seconds at most and not at all if the body raised or was
+    cancelled, revokes what is left of them, and ends the connections. What the body
+    raises comes out as it is, never in an `ExceptionGroup`.
+
+    Do not `yield` out of the block in a generator of your own, unless that is itself
+    an `@asynccontextmanager`: a nursery is open in it (PEP 789).
+
+    Args:
+        endpoint: see `PoolConfig`; None starts a private ``hyperd``.
+        database: path of the ``.hyper`` file, as the server sees it.
+        config: all of it ready made, in place of every other argument but
+            ``connector``.
+        connector: another kind of connection, in place of Hyper's. What `endpoint`
+            and `database` mean is then up to it, and both may be left out.
+        options: the other fields of `PoolConfig`.
+
+    Raises:
+        TypeError: a config and options at once, an unknown option, or a value of the
+            wrong type.
+        ValueError: a value that is not allowed.
+    """
+    config = _configured(endpoint, database, config, connector, options)
+    if connector is not None:
+        return _Opening(_running(connector, config))
+    if config.endpoint is None:
+        return _Opening(_running_with_hyperd(config))
+    return _Opening(_running(HyperConnector(config), config))
+
+
+def _configured(
+    endpoint: str | None,
+    database: str | os.PathLike[str] | None,
+    config: PoolConfig | None,
+    connector: Connector[Any] | None,
+    options: PoolOptions,
+) -> PoolConfig:
+    if config is not None:
+        if endpoint is not None or database is not None or options:
+            raise TypeError(
+                "config: allowed only without endpoint, database and options; "
+                "use dataclasses.replace(config, ...) to change one"
+            )
+        if not isinstance(config, PoolConfig):
+            raise TypeError(f"config: a PoolConfig is allowed, not {config!r}")
+        return config
+    known = {field.name for field in dataclasses.fields(PoolConfig)}
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"{option}: not an option; allowed are {', '.join(sorted(known))}"
+            )
+    given: dict[str, Any] = dict(options)
+    for field, value in (("endpoint", endpoint), ("database", database)):
+        if value is not None:
+            if field in given:
+                raise TypeError(f"{field}: given twice, by position and by keyword")
+            given[field] = value
+    if connector is not None:
+        given.setdefault("database", connector.name)
+    return PoolConfig(**given)

@@ -1,0 +1,209 @@
+"""Tokens, and the queue for them: the `trio.CapacityLimiter` behind a pool.
+
+Whoever has a connection in use, opens, cleans or ends one bears a permit, an opaque
+object that has borrowed a token. A permit and not a task is the borrower, so that a
+task may have several leases, and so that a token can travel from a lease to the task
+that cleans up after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Protocol
+
+import trio
+from trio.lowlevel import Task
+
+from . import _diagnosis
+from ._config import PoolConfig
+from ._errors import (
+    PoolClosedError,
+    PoolDeadlockError,
+    PoolError,
+    PoolSaturatedError,
+    PoolTimeoutError,
+)
+
+
+class QueueingLease(_diagnosis.TakenLease, Protocol):
+    """What the queue has to know about a lease."""
+
+    @property
+    def deadline(self) -> float: ...
+
+
+class TokenQueue:
+    """Who may have a connection, and who is next.
+
+    Args:
+        name: of the pool, for messages.
+        config: for ``max_size``, ``max_waiting`` and ``max_lease``.
+        leases: a live view of the leases that have a connection.
+    """
+
+    def __init__(
+        self, name: str, config: PoolConfig, leases: Collection[QueueingLease]
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._leases = leases
+        self._limiter = trio.CapacityLimiter(config.max_size)
+        self._endless: dict[Task, trio.CancelScope] = {}
+        """Tasks that wait without an end while they hold a lease."""
+        self._deadlocked: set[Task] = set()
+        self.waiting = 0
+        self.timeouts = 0
+        self.max_size = config.max_size
+        self.is_closed = False
+        self.is_paused = False
+        self.paused_by: Task | None = None
+        self.paused_until = math.inf
+        """The effective deadline of the task that waits for the pool to drain."""
+
+    @property
+    def borrowed(self) -> int:
+        """Tokens that are borrowed at this moment."""
+        return self._limiter.borrowed_tokens
+
+    @property
+    def has_token(self) -> bool:
+        """Whether `take` would give one."""
+        return self._limiter.available_tokens > 0 and not self.waiting
+
+    def closed(self) -> PoolClosedError:
+        """The error for whoever comes too late."""
+        return PoolClosedError(f"{self._name}: the pool is closing or closed")
+
+    def take(self) -> object | None:
+        """Borrow a token at once, or return None if there is none to be had."""
+        permit = object()
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(permit)
+        except trio.WouldBlock:
+            return None
+        return permit
+
+    def give_back(self, permit: object) -> None:
+        """Return a token; the first in the queue gets it."""
+        self._limiter.release_on_behalf_of(permit)
+        if self._endless:
+            self.look_for_deadlock()
+
+    def resize(self) -> None:
+        """Follow a change of ``max_size``, ``is_paused`` or ``is_closed``."""
+        if self.is_closed:
+            # Wakes everybody in the queue up, who then see that it is closed.
+            self._limiter.total_tokens = math.inf
+        else:
+            self._limiter.total_tokens = 0 if self.is_paused else self.max_size
+        self.look_for_deadlock()
+
+    async def wait(self, lease: QueueingLease, timeout: float) -> object:
+        """Borrow a token as soon as it is one's turn.
+
+        A checkpoint; cancelled, it leaves the queue as if it had never been called.
+
+        Args:
+            lease: who asks, for the messages.
+            timeout: seconds.
+
+        Raises:
+            PoolTimeoutError: the time is over.
+            PoolSaturatedError: too many tasks wait already.
+            PoolDeadlockError: nobody is left who could give a token back.
+            PoolClosedError: the pool was closed.
+        """
+        if self.paused_by is lease.task:
+            raise PoolDeadlockError(
+                f"{self._name}: a lease inside quiesce(), by the task that is to end "
+                "it, would wait for ever"
+            )
+        if timeout == 0:
+            raise self._timed_out(lease, timeout)
+        if self.waiting >= self._config.max_waiting:
+            raise PoolSaturatedError(
+                f"{self._name}: {self.waiting} tasks wait for a connection already, "
+                f"and max_waiting is {self._config.max_waiting}"
+            )
+        permit = object()
+        task = lease.task
+        self.waiting += 1
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
+                if self._is_endless(lease, timeout):
+                    self._endless[task] = scope
+                    self.look_for_deadlock(arriving=1)
+                await self._limiter.acquire_on_behalf_of(permit)
+        finally:
+            self.waiting -= 1
+            self._endless.pop(task, None)
+            is_deadlocked = task in self._deadlocked
+            self._deadlocked.discard(task)
+            if self._endless:
+                self.look_for_deadlock()
+        # Not `cancel_called`: a token granted just before the deadline is ours.
+        if scope.cancelled_caught:
+            error = self._deadlock if is_deadlocked else self._timed_out
+            raise error(lease, timeout)
+        if self.is_closed:
+            self._limiter.release_on_behalf_of(permit)
+            raise self.closed()
+        return permit
+
+    def look_for_deadlock(self, *, arriving: int = 0) -> None:
+        """End the wait that came last if nobody can go on any more.
+
+        Args:
+            arriving: how many tasks are counted as waiting and not parked yet.
+        """
+        if not self._endless or self._config.max_lease != math.inf or self.is_closed:
+            return
+        # Those who were granted a token or cancelled a moment ago have left the
+        # limiter and are still counted here: somebody is about to go on.
+        if self._limiter.statistics().tasks_waiting + arriving != self.waiting:
+            return
+        if self._drain_is_stuck() or _diagnosis.is_deadlock(
+            self.borrowed, self._leases, self._endless
+        ):
+            task, scope = next(reversed(self._endless.items()))
+            self._deadlocked.add(task)
+            scope.cancel()
+
+    def _drain_is_stuck(self) -> bool:
+        # Whoever waits for a token while it holds a lease keeps the pool from
+        # draining, and no token is given before it has drained.
+        return self.is_paused and self.paused_until == math.inf
+
+    def _is_endless(self, lease: QueueingLease, timeout: float) -> bool:
+        """Whether this wait holds up a lease of its own task, and for ever.
+
+        A deadline that stood before the task took the lease it holds ends both, so
+        that it does not free the connection for anybody in time.
+        """
+        if timeout != math.inf:
+            return False
+        held = [other for other in self._leases if other.task is lease.task]
+        return bool(held) and trio.current_effective_deadline() >= held[-1].deadline
+
+    def _timed_out(self, lease: QueueingLease, timeout: float) -> PoolError:
+        self.timeouts += 1
+        what = f"within {timeout:g} s" if timeout else "at once (wait_timeout is 0)"
+        return PoolTimeoutError(
+            f"{self._name}: no connection came free {what}: {self._situation(lease)}",
+            step="wait",
+        )
+
+    def _deadlock(self, lease: QueueingLease, _timeout: float) -> PoolError:
+        return PoolDeadlockError(
+            f"{self._name}: this wait would never end, because every connection is "
+            "held by a task that waits for one itself: "
+            f"{self._situation(lease)}"
+        )
+
+    def _situation(self, lease: QueueingLease) -> str:
+        people = _diagnosis.report(self._leases, lease.task, trio.current_time())
+        return (
+            f"{self.borrowed} of {self.max_size} places are taken, "
+            f"{self.waiting} other tasks wait{people}"
+        )

@@ -1,0 +1,603 @@
+"""Opens, checks, cleans and ends connections: carries out what the slot table decides.
+
+Ownership of a slot is in one place at any moment: a lease, a task of the pool, or the
+idle list. Each method that is not async changes hands in one step; each that is async
+gives its slot away on every path, `Cancelled` included.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+import trio
+from trio.lowlevel import disable_ki_protection, enable_ki_protection
+
+from ._config import HealthCheck, Hook, PoolConfig
+from ._connector import Connector
+from ._errors import (
+    ConnectError,
+    HookError,
+    LeaseEndedError,
+    LeaseError,
+    LeaseRevokedError,
+    PoolError,
+    PoolTimeoutError,
+)
+from ._policy import Condition, Reason, backoff
+from ._queue import QueueingLease, TokenQueue
+from ._slots import Claim, Fate, Slot, SlotTable
+from ._statistics import Counters
+
+ConnectionT = TypeVar("ConnectionT")
+
+logger = logging.getLogger("trio_hyperpool")
+
+
+class Wait(enum.Enum):
+    """Where a lease waits that could not be given a slot at once."""
+
+    QUEUE = "queue"
+    SEEKERS = "seekers"
+
+
+class Borrower(QueueingLease, Protocol[ConnectionT]):
+    """What the supply has to know about a lease."""
+
+    granted_at: float
+    is_revoked: bool
+
+    def serve(self, slot: Slot[ConnectionT], /) -> None:
+        """Wake it up with a slot that is its own."""
+
+    def fail(self, error: Exception, /) -> None:
+        """Wake it up: no connection will come."""
+
+
+class Spawn(Protocol):
+    """Starts a task of the pool."""
+
+    def __call__(
+        self, async_fn: Callable[..., Awaitable[object]], /, *args: object
+    ) -> None: ...
+
+
+class _Preparation:
+    """One attempt at what comes before the first connection, shared by openers."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: PoolError | None = None
+
+
+class Supply(Generic[ConnectionT]):
+    """The connections of one pool, and all that is done to them.
+
+    Args:
+        connector: the kind of connection.
+        config: the knobs.
+        spawn: starts a task of the pool, which outlives the caller.
+    """
+
+    def __init__(
+        self, connector: Connector[ConnectionT], config: PoolConfig, spawn: Spawn
+    ) -> None:
+        self.name = config.name or connector.name
+        self.config = config
+        self.connector = connector
+        self.counters = Counters()
+        self.table: SlotTable[ConnectionT, Borrower[ConnectionT]] = SlotTable(
+            config, random.random
+        )
+        self.queue = TokenQueue(self.name, config, self.table.leased.values())
+        self.failures_in_a_row = 0
+        """Attempts to open a connection that have failed since one succeeded."""
+        self.on_move: Callable[[], None] | None = None
+        """Called whenever a connection was leased, came free or ended."""
+        self._moves = trio.lowlevel.ParkingLot()
+        self._spawn = spawn
+        self._is_prepared = False
+        self._preparation: _Preparation | None = None
+
+    # For a lease, in its own task
+
+    def claim(self, lease: Borrower[ConnectionT]) -> Slot[ConnectionT] | Wait:
+        """Give the lease a slot, or say where it waits; a seeker is one already."""
+        table, queue = self.table, self.queue
+        if queue.is_closed:
+            raise queue.closed()
+        if (
+            table.has_spare_opener
+            and not table.idle
+            and not queue.waiting
+            and not queue.is_paused
+        ):
+            table.seekers.append(lease)
+            return Wait.SEEKERS
+        permit = queue.take()
+        return Wait.QUEUE if permit is None else self.place(lease, permit)
+
+    def place(
+        self, lease: Borrower[ConnectionT], permit: object
+    ) -> Slot[ConnectionT] | Wait:
+        """Turn a token into a slot; if one has to be opened, the lease seeks it."""
+        table = self.table
+        while True:
+            claim, slot = table.granted(permit, lease, trio.current_time())
+            if claim is not Claim.REUSE:
+                table.seekers.append(lease)
+                self._spawn(self._open, slot, claim is Claim.REPLACE)
+                return Wait.SEEKERS
+            if self.connector.is_alive(slot.connection):
+                return slot
+            # The token stays with the lease, which looks on.
+            slot.permit = None
+            table.died()
+            self._discard(slot, Reason.DEAD)
+
+    def needs_check(self, slot: Slot[ConnectionT]) -> bool:
+        """Whether there is anything to await before the slot is handed out."""
+        return slot.is_due or self.config.before_acquire is not None
+
+    async def check(
+        self, lease: Borrower[ConnectionT], slot: Slot[ConnectionT]
+    ) -> bool:
+        """Probe the connection if that is due, and run ``before_acquire``.
+
+        Cancelled, it sends the connection to be cleaned.
+
+        Returns:
+            True if the connection can be handed out. False if it is being replaced,
+            and the lease is the first of the seekers.
+
+        Raises:
+            HookError: the hook failed on a connection that was never used before.
+            PoolClosedError: the pool closed in the meantime.
+        """
+        failure: HookError | None = None
+        try:
+            is_sound = not slot.is_due or await self._is_sound(slot)
+            if is_sound and self.config.before_acquire is not None:
+                await self._run_hook("before_acquire", self.config.before_acquire, slot)
+        except HookError as error:
+            failure = error
+        except BaseException:
+            if not lease.is_revoked:
+                self._abandon(slot)
+            raise
+        if lease.is_revoked:
+            raise self.queue.closed() from failure
+        if is_sound and failure is None:
+            return True
+        reason = Reason.CHECK if failure is None else Reason.HOOK
+        is_hanging = failure is None or _ran_out_of_time(failure)
+        if is_hanging:
+            self._drop(slot, reason)
+        if self.queue.is_closed or (failure is not None and slot.leases == 0):
+            self.table.condemned(slot, reason)
+            if is_hanging:
+                self._end(slot)
+            else:
+                self._spawn(self._retire, slot)
+            raise failure or self.queue.closed()
+        self.table.replaced(slot, reason)
+        self.table.seekers.appendleft(lease)
+        self._spawn(self._open, slot, not is_hanging)
+        return False
+
+    def hand_out(
+        self, lease: Borrower[ConnectionT], slot: Slot[ConnectionT], asked_at: float
+    ) -> ConnectionT:
+        """Begin the lease: a view of the connection, good until it is taken back."""
+        try:
+            view = self._lend(slot)
+        except BaseException:
+            self._discard(slot, Reason.BROKEN)
+            raise
+        now = trio.current_time()
+        lease.granted_at = now
+        self.counters.wait.add(now - asked_at)
+        slot.leases += 1
+        if self.on_move is not None:
+            self.on_move()
+        return view
+
+    def take_back(
+        self, lease: Borrower[ConnectionT], slot: Slot[ConnectionT]
+    ) -> None:
+        """End the lease: its connection goes to whoever is next."""
+        now = trio.current_time()
+        self.counters.use.add(now - lease.granted_at)
+        condition = self._reclaim(slot, LeaseEndedError)
+        self._route(slot, condition, self.table.returned(slot, condition, now), now)
+
+    def revoke(self, slot: Slot[ConnectionT]) -> None:
+        """Take the connection away from a lease that has not ended."""
+        lease = self.table.leased[slot]
+        lease.is_revoked = True
+        self.counters.revoked += 1
+        if slot.leases:
+            self.counters.use.add(trio.current_time() - lease.granted_at)
+        self._reclaim(slot, LeaseRevokedError)
+        self._discard(slot, Reason.REVOKED)
+
+    # For the pool
+
+    def open_spare(self, permit: object) -> None:
+        """Open a connection that nobody waits for."""
+        self._spawn(self._open, self.table.started(permit), False)
+
+    def retire_idle(
+        self, chosen: Iterable[tuple[Slot[ConnectionT], Reason]]
+    ) -> tuple[int, bool]:
+        """End idle connections in the background, as far as there are tokens for it.
+
+        Returns:
+            How many, and whether that is all of them.
+        """
+        count = 0
+        for slot, reason in chosen:
+            permit = self.queue.take()
+            if permit is None:
+                return count, False
+            self.table.taken_out(slot, permit, reason)
+            self._spawn(self._retire, slot)
+            count += 1
+        return count, True
+
+    async def end_idle(self, reason: Reason) -> bool:
+        """End all idle connections, at the same time, in the caller's task.
+
+        Nobody else may be able to open one meanwhile: no token is needed.
+
+        Returns:
+            Whether every one of them was ended politely, and in time.
+        """
+        slots = list(self.table.idle)
+        polite: list[bool] = []
+        for slot in slots:
+            self.table.taken_out(slot, None, reason)
+        async with trio.open_nursery() as nursery:
+            for slot in slots:
+                nursery.start_soon(self._retire, slot, polite)
+        return len(polite) == len(slots)
+
+    def discard_idle(self) -> None:
+        """Close the sockets of all idle connections at once."""
+        for slot in list(self.table.idle):
+            self.table.taken_out(slot, None, Reason.CLOSED)
+            self._discard(slot, Reason.ABANDONED)
+
+    def turn_away(self) -> None:
+        """Close the queue, and wake up everybody who waits in it or is a seeker."""
+        self.queue.is_closed = True
+        self.queue.resize()
+        while self.table.seekers:
+            self.table.seekers.popleft().fail(self.queue.closed())
+        self._moved()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so; asked again whenever a connection moves."""
+        while not is_so():
+            await self._moves.park()
+
+    # Tasks of the pool
+
+    async def _open(self, slot: Slot[ConnectionT], is_replacing: bool) -> None:
+        table = self.table
+        try:
+            if is_replacing:
+                await self._farewell(slot)
+            table.started_over(slot)
+            await self._connect(slot)
+            while slot.generation != table.generation and not self.queue.is_closed:
+                slot.reason = Reason.RESET
+                await self._farewell(slot)
+                table.started_over(slot)
+                await self._connect(slot)
+        except PoolError as error:
+            self._open_failed(slot, error)
+        except BaseException:
+            table.open_failed(slot)
+            self._end(slot)
+            raise
+        else:
+            self.failures_in_a_row = 0
+            now = trio.current_time()
+            table.opened(slot, now)
+            fate = Fate.RETIRE if self.queue.is_closed else table.cleaned(slot, now)
+            self._route(slot, Condition.CLEAN, fate, now)
+
+    def _open_failed(self, slot: Slot[ConnectionT], error: PoolError) -> None:
+        self.counters.open_failures += 1
+        self.failures_in_a_row += 1
+        lease = self.table.open_failed(slot)
+        self._end(slot)
+        if lease is not None:
+            lease.fail(error)
+        else:
+            logger.warning("%s: a spare connection failed: %s", self.name, error)
+
+    async def _connect(self, slot: Slot[ConnectionT]) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._attempt(slot)
+            except ConnectError as error:
+                failures += 1
+                if not error.unreachable or failures >= self.config.create_attempts:
+                    raise
+            else:
+                return
+            await trio.sleep(backoff(self.config, failures, random.random()))
+            self.table.started_over(slot)
+
+    async def _attempt(self, slot: Slot[ConnectionT]) -> None:
+        # Not timed: this opener has done nothing yet that could take long.
+        while (other := self._preparation) is not None:
+            await other.done.wait()
+            if other.error is not None:
+                raise _twin(other.error)
+        began_at = trio.current_time()
+        is_done = False
+        with trio.move_on_after(self.config.create_timeout) as scope:
+            if not self._is_prepared:
+                await self._prepare(scope.deadline)
+            try:
+                slot.connection = await self.connector.connect()
+            except Exception as error:
+                raise self._as_pool_error(error) from error
+            self.counters.opened += 1
+            await self._after_connect(slot)
+            is_done = True
+        if not is_done:
+            raise self._create_timed_out()
+        self.counters.create.add(trio.current_time() - began_at)
+
+    async def _prepare(self, deadline: float) -> None:
+        preparation = self._preparation = _Preparation()
+        try:
+            with trio.move_on_at(deadline):
+                await self.connector.prepare()
+                self._is_prepared = True
+            if not self._is_prepared:
+                raise self._create_timed_out()
+        except Exception as error:
+            preparation.error = self._as_pool_error(error)
+            raise preparation.error from error
+        finally:
+            self._preparation = None
+            preparation.done.set()
+
+    async def _after_connect(self, slot: Slot[ConnectionT]) -> None:
+        if self.config.after_connect is None:
+            return
+        try:
+            await self._run_hook("after_connect", self.config.after_connect, slot)
+        except HookError as error:
+            if _ran_out_of_time(error):
+                self._drop(slot, Reason.HOOK)
+            else:
+                slot.reason = Reason.HOOK
+                await self._farewell(slot)
+            raise
+        except BaseException:
+            self._drop(slot, Reason.ABANDONED)
+            raise
+
+    async def _clean(self, slot: Slot[ConnectionT], is_dirty: bool) -> None:
+        try:
+            if is_dirty and not await self._is_cleaned(slot):
+                self._discard(slot, Reason.CLEANING)
+                return
+            if self.config.after_release is not None:
+                await self._run_hook("after_release", self.config.after_release, slot)
+        except HookError as error:
+            logger.warning("%s; the connection is retired", error)
+            slot.reason = Reason.HOOK
+            await self._retire(slot)
+        except BaseException:
+            self._discard(slot, Reason.ABANDONED)
+            raise
+        else:
+            now = trio.current_time()
+            self._route(slot, Condition.CLEAN, self.table.cleaned(slot, now), now)
+
+    async def _retire(
+        self, slot: Slot[ConnectionT], polite: list[bool] | None = None
+    ) -> None:
+        try:
+            if await self._farewell(slot) and polite is not None:
+                polite.append(True)
+        finally:
+            self._end(slot)
+
+    # What all of these do to one connection
+
+    async def _is_sound(self, slot: Slot[ConnectionT]) -> bool:
+        check, deaths = self.config.health_check, self.table.deaths
+        failure: object = None
+        view = self._lend(slot)
+        with trio.move_on_after(self.config.recycle_timeout) as scope:
+            try:
+                if isinstance(check, HealthCheck):
+                    await self.connector.probe(view, check)
+                elif callable(check):
+                    await _call_user(check, view)
+            except Exception as error:
+                failure = error
+        condition = self._reclaim(slot, LeaseEndedError)
+        if scope.cancelled_caught:
+            failure = f"no answer within {self.config.recycle_timeout:g} s"
+        elif failure is None:
+            failure = _COMPLAINTS.get(condition)
+        if failure is None:
+            self.table.proved(slot, deaths)
+            return True
+        self.table.died()
+        self.counters.health_check_failures += 1
+        logger.warning("%s: a connection failed its check: %s", self.name, failure)
+        return False
+
+    async def _run_hook(self, name: str, hook: Hook, slot: Slot[ConnectionT]) -> None:
+        timeout = self.config.hook_timeout
+        view = self._lend(slot)
+        try:
+            with trio.move_on_after(timeout) as scope:
+                await _call_user(hook, view)
+            if scope.cancelled_caught:
+                raise trio.TooSlowError(f"it did not end within {timeout:g} s")
+        except Exception as error:
+            self._reclaim(slot, LeaseEndedError)
+            raise self._hook_failed(name, error) from error
+        if hook is self.config.after_connect:
+            self.connector.adopt(slot.connection, view)
+        complaint = _COMPLAINTS.get(self._reclaim(slot, LeaseEndedError))
+        if complaint is not None:
+            raise self._hook_failed(name, complaint)
+
+    def _hook_failed(self, name: str, why: object) -> HookError:
+        self.counters.hook_failures += 1
+        text = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
+        return HookError(f"{self.name}: the hook {name} failed: {text}", hook=name)
+
+    async def _is_cleaned(self, slot: Slot[ConnectionT]) -> bool:
+        timeout = self.config.recycle_timeout
+        with trio.move_on_after(timeout):
+            try:
+                await self.connector.clean(slot.connection)
+            except Exception as error:
+                logger.warning("%s: cleaning failed: %s", self.name, error)
+                return False
+            return True
+        logger.warning("%s: cleaning took more than %g s", self.name, timeout)
+        return False
+
+    async def _farewell(self, slot: Slot[ConnectionT]) -> bool:
+        """End a connection politely; say whether that went well."""
+        timeout = self.config.recycle_timeout
+        self.counters.retired[slot.reason.value] += 1
+        logger.debug("%s: a connection is retired: %s", self.name, slot.reason.value)
+        with trio.move_on_after(timeout):
+            try:
+                await self.connector.close(slot.connection)
+            except Exception as error:
+                logger.warning("%s: a farewell failed: %s", self.name, error)
+                return False
+            return True
+        logger.warning("%s: a farewell took more than %g s", self.name, timeout)
+        return False
+
+    def _lend(self, slot: Slot[ConnectionT]) -> ConnectionT:
+        view = slot.view = self.connector.lend(slot.connection)
+        return view
+
+    def _reclaim(self, slot: Slot[ConnectionT], error: type[LeaseError]) -> Condition:
+        view, slot.view = slot.view, None
+        if view is None:
+            return Condition.CLEAN
+        try:
+            condition = self.connector.reclaim(slot.connection, view, error)
+        except Exception:
+            logger.exception("%s: a view could not be ended", self.name)
+            return Condition.BROKEN
+        if condition is Condition.CANCELLED:
+            self.counters.cancelled_queries += 1
+        return condition
+
+    def _abandon(self, slot: Slot[ConnectionT]) -> None:
+        condition = self._reclaim(slot, LeaseEndedError)
+        if condition is Condition.CLEAN:
+            # Half a check may have left more behind than can be seen.
+            condition = Condition.DIRTY
+        now = trio.current_time()
+        self._route(slot, condition, self.table.returned(slot, condition, now), now)
+
+    def _route(
+        self, slot: Slot[ConnectionT], condition: Condition, fate: Fate, now: float
+    ) -> None:
+        if fate is Fate.KEEP:
+            self._arrived(slot, now)
+        elif fate is Fate.DISCARD:
+            self.table.died()
+            self._discard(slot, Reason.BROKEN)
+        elif fate is Fate.CLEAN and not self.queue.is_closed:
+            self._spawn(self._clean, slot, condition is Condition.DIRTY)
+        else:
+            if self.queue.is_closed:
+                slot.reason = Reason.CLOSED
+            self._spawn(self._retire, slot)
+
+    def _arrived(self, slot: Slot[ConnectionT], now: float) -> None:
+        permit = slot.permit
+        lease = self.table.arrived(slot, now)
+        if lease is not None:
+            lease.serve(slot)
+        else:
+            self.queue.give_back(permit)
+            self._moved()
+
+    def _drop(self, slot: Slot[ConnectionT], reason: Reason) -> None:
+        """Close the socket at once; the slot is still to be ended or reused."""
+        self.counters.discarded[reason.value] += 1
+        logger.debug("%s: a connection is discarded: %s", self.name, reason.value)
+        try:
+            self.connector.discard(slot.connection)
+        except Exception:
+            logger.exception("%s: a connection could not be discarded", self.name)
+
+    def _discard(self, slot: Slot[ConnectionT], reason: Reason) -> None:
+        self._drop(slot, reason)
+        self._end(slot)
+
+    def _end(self, slot: Slot[ConnectionT]) -> None:
+        self.table.ended(slot)
+        permit, slot.permit = slot.permit, None
+        if permit is not None:
+            self.queue.give_back(permit)
+        self._moved()
+
+    def _moved(self) -> None:
+        if self._moves:
+            self._moves.unpark_all()
+        if self.on_move is not None:
+            self.on_move()
+
+    def _as_pool_error(self, error: Exception) -> PoolError:
+        if isinstance(error, PoolError):
+            return error
+        return ConnectError(f"{self.name}: no connection could be opened: {error}")
+
+    def _create_timed_out(self) -> PoolTimeoutError:
+        timeout = self.config.create_timeout
+        return PoolTimeoutError(
+            f"{self.name}: no connection could be opened within {timeout:g} s",
+            step="create",
+        )
+
+
+_COMPLAINTS = {
+    Condition.DIRTY: "it left a transaction open",
+    Condition.CANCELLED: "a query of it was cancelled",
+    Condition.BROKEN: "it left the connection closed, or in use",
+}
+
+
+@disable_ki_protection
+async def _call_user(hook: Hook, view: object) -> None:
+    await hook(view)
+
+
+def _ran_out_of_time(error: HookError) -> bool:
+    return isinstance(error.__cause__, trio.TooSlowError)
+
+
+def _twin(error: PoolError) -> PoolError:
+    """An exception of its own for each task that shares a failure."""
+    twin = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
+    twin.__cause__ = error.__cause__
+    return twin
