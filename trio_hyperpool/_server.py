@@ -46,6 +46,8 @@ _TERM_GRACE: Final = 2.0
 # How long to wait for a server to be seen dead after an error that it may have caused:
 # 0 to 12 milliseconds went by between its clients' sockets and the callback's.
 _DEATH_GRACE: Final = 0.05
+# How long a server that hangs up before it has started may take to exit.
+_HANG_UP_GRACE: Final = 0.5
 # How long to wait for the rest of stderr when the process is gone: only a child of
 # its own could still have the other end.
 _LAST_WORDS_GRACE: Final = 0.2
@@ -130,8 +132,8 @@ def open_hyperd(
     The server also ends, in good order, when this process dies, however it dies. It
     does not see the terminal's Ctrl-C. If it dies while the block runs, the block is
     cancelled and `HyperdError` comes out of it, also in place of an exception that the
-    block ended with, which is then its ``__context__``; other exceptions of the block
-    come out as they are.
+    block ended with, which is then its ``__cause__``; otherwise the exceptions of the
+    block come out as they are.
 
     No file is left in the current directory. The socket is in a private directory,
     removed at the end, that only the own user can enter.
@@ -257,7 +259,7 @@ class _Block(AbstractAsyncContextManager["Hyperd"]):
     def __init__(self, plan: _Plan) -> None:
         self._life = _Life(plan)
         self._body = self._life.body
-        self._nursery = trio.open_nursery()
+        self._nursery: AbstractAsyncContextManager[trio.Nursery]
         self._entered = False
 
     @trio.lowlevel.enable_ki_protection
@@ -267,6 +269,7 @@ class _Block(AbstractAsyncContextManager["Hyperd"]):
             raise RuntimeError(message)
         self._entered = True
         await trio.lowlevel.checkpoint()
+        self._nursery = trio.open_nursery()
         nursery = await self._nursery.__aenter__()
         nursery.start_soon(self._life.attend, name="hyperd")
         try:
@@ -302,11 +305,9 @@ class _Block(AbstractAsyncContextManager["Hyperd"]):
         await self._finish(after_error=isinstance(left, Exception))
         failure = self._life.failure
         if failure is not None:
-            if left is None:
-                # A Cancelled that the death of the server has caused explains nothing.
-                raise failure from None
-            if isinstance(left, Exception):
-                raise failure
+            if left is None or isinstance(left, Exception):
+                # None also for the Cancelled of the block, which explains nothing.
+                raise failure from left
             # A caller's own Cancelled, or a Ctrl-C, has to get where it is going.
             _log.error("%s", failure)
         if left is not None and left is not error:
@@ -392,22 +393,32 @@ class _Life:
                 log_dir = plan.log_dir or private / "log"
                 log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
                 listener = stack.enter_context(_listen_for_callback())
-                process = await trio.lowlevel.open_process(
-                    plan.command(listener.getsockname()[1], socket_dir, log_dir),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    env=plan.environment(),
-                    # Out of reach of the terminal's signals, and a process group that
-                    # can be killed as a whole should `executable` be a script.
-                    start_new_session=True,
-                )
+                # The server gets both ends of the pipe: were it to lose the other one,
+                # as this process dies, the first word that it says about its own end
+                # would kill it (SIGPIPE), before it has written what was committed.
+                stderr_read, stderr_write = os.pipe()
+                stderr = trio.lowlevel.FdStream(stderr_read)
+                stack.callback(stderr.close)
+                try:
+                    process = await trio.lowlevel.open_process(
+                        plan.command(listener.getsockname()[1], socket_dir, log_dir),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=stderr_write,
+                        pass_fds=[stderr_read],
+                        env=plan.environment(),
+                        # Out of reach of the terminal's signals, and a process group
+                        # that is killed as a whole should `executable` be a script.
+                        start_new_session=True,
+                    )
+                finally:
+                    os.close(stderr_write)
             except OSError as error:
                 message = f"{plan.executable} could not be started: {error}"
                 raise HyperdError(message) from error
             stack.callback(_remove_sockets, socket_dir, process.pid)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._collect_stderr, process)
+                nursery.start_soon(self._collect_stderr, stderr)
                 try:
                     wrong = await self._watch(
                         process, listener, socket_dir, log_dir, stack
@@ -487,7 +498,7 @@ class _Life:
                 said = await _receive_descriptor(callback)
                 if not said:
                     # It hung up: what it died of says more than that.
-                    with trio.move_on_after(1):
+                    with trio.move_on_after(_HANG_UP_GRACE):
                         await process.wait()
                 nursery.cancel_scope.cancel()
         return callback, said, deadline.cancelled_caught
@@ -543,15 +554,12 @@ class _Life:
         )
         return f"hyperd was killed, and what it had not written is lost, because {why}"
 
-    async def _collect_stderr(self, process: trio.Process) -> None:
+    async def _collect_stderr(self, stream: trio.lowlevel.FdStream) -> None:
         """Read stderr, so that it never blocks the server, and keep its end."""
-        stream = process.stderr
-        assert stream is not None  # noqa: S101  it was asked for
-        async with stream:
-            with contextlib.suppress(OSError, trio.BrokenResourceError):
-                async for chunk in stream:
-                    self._stderr += chunk
-                    del self._stderr[:-_STDERR_KEPT]
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for chunk in stream:
+                self._stderr += chunk
+                del self._stderr[:-_STDERR_KEPT]
         self._stderr_ended.set()
 
 
