@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import trio
 
 from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._errors import HyperdError
-from trio_hyperpool._server import Hyperd, open_hyperd
+from trio_hyperpool._server import Hyperd, _find_executable, open_hyperd
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class _Session(threading.Thread):
     def run(self) -> None:
         try:
             trio.run(self._main)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103, BLE001  raised by stop()
             self.error = error
         finally:
             self.ready.set()
@@ -60,10 +61,8 @@ class _Session(threading.Thread):
 
     def stop(self) -> None:
         if self._token is not None and self._enough is not None:
-            try:
+            with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._enough.set)
-            except trio.RunFinishedError:
-                pass
         self.join()
         if self.error is not None:
             raise self.error
@@ -72,8 +71,6 @@ class _Session(threading.Thread):
 @pytest.fixture(scope="session")
 def hyperd_path() -> Path:
     """The hyperd that `open_hyperd` finds by itself."""
-    from trio_hyperpool._server import _find_executable
-
     try:
         return _find_executable(None)
     except HyperdError as error:
@@ -81,7 +78,7 @@ def hyperd_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def hyperd(hyperd_path: Path) -> Iterator[Server]:
+def hyperd(hyperd_path: Path) -> Generator[Server]:
     """A hyperd for the whole session."""
     session = _Session()
     session.start()

@@ -277,7 +277,7 @@ class _Block(AbstractAsyncContextManager["Hyperd"]):
         except BaseException:
             # Cancelled or interrupted: nobody has used the server yet, so there is
             # nothing to wait for but its end.
-            await self._finish()
+            await self._finish()  # noqa: ASYNC102  shielded inside
             raise
         hyperd = self._life.hyperd
         if self._life.failure is not None:
@@ -299,10 +299,10 @@ class _Block(AbstractAsyncContextManager["Hyperd"]):
         try:
             if self._body.__exit__(kind, error, traceback):
                 left = None
-        except BaseException as rest:  # noqa: BLE001  raised again below
+        except BaseException as rest:  # noqa: ASYNC103, BLE001  raised again below
             # A group, and the scope took its own Cancelled out of it.
             left = rest
-        await self._finish(after_error=isinstance(left, Exception))
+        await self._finish(after_error=isinstance(left, Exception))  # noqa: ASYNC102  shielded inside
         failure = self._life.failure
         if failure is not None:
             if left is None or isinstance(left, Exception):
@@ -426,7 +426,7 @@ class _Life:
                 finally:
                     if process.returncode is None:
                         _signal_group(process, signal.SIGKILL)
-                        await process.wait()
+                        await process.wait()  # noqa: ASYNC102  shielded by attend
                 with trio.move_on_after(_LAST_WORDS_GRACE):
                     await self._stderr_ended.wait()
                 nursery.cancel_scope.cancel()
