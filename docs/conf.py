@@ -38,7 +38,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|enum|math|os|types|typing)\..*"),
     ("py:.*", r"(psycopg|pyarrow|trio)\..*"),
     ("py:.*", "|".join(dir(builtins))),
-    ("py:class", r"(trio_hyperpool\._connector\.)?ConnectionT"),  # stands for any type
+    # What stands for any type, and for the fields of PoolConfig.
+    ("py:class", r"(trio_hyperpool\.\w+\.)?(ConnectionT|PoolOptions)"),
 ]
 
 
