@@ -180,9 +180,10 @@ def test_a_statement_says_by_its_words_whether_it_changes_the_session(
     assert (statement.verb, statement.changes_session) == (verb, changes)
 
 
-@pytest.mark.parametrize("verb", ["fetch", "MOVE", "/**/execute"])
-def test_what_crashes_the_server_by_the_extended_protocol_is_known(verb: str) -> None:
-    assert read_statement(f"{verb} all from c".encode()).needs_simple_protocol
+@pytest.mark.parametrize("verb", ["fetch", "MOVE", "/**/execute", "values", "( VALUES"])
+def test_what_goes_wrong_by_the_extended_protocol_is_known(verb: str) -> None:
+    assert read_statement(f"{verb} (1)".encode()).if_extended
+    assert not read_statement(b"select 1").if_extended
 
 
 @pytest.mark.parametrize(

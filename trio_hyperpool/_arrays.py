@@ -26,7 +26,6 @@ from ._dumpers import (
     TIMESTAMP,
     TIMESTAMPTZ,
     UUID,
-    DecimalDumper,
     RefusingDumper,
     plain_decimal,
     quote_text,
@@ -52,6 +51,8 @@ _ARRAYS: Final[dict[int, tuple[int, bytes]]] = {
     UUID: (2951, b"uuid"),
 }
 _NUMBERS: Final = (INT4, INT8, NUMERIC)
+
+NUMERIC_ARRAY: Final = _ARRAYS[NUMERIC][0]
 
 
 class ListDumper(RecursiveDumper):
@@ -104,10 +105,7 @@ class ListDumper(RecursiveDumper):
             dumper = self._tx.get_dumper(item, PyFormat.TEXT)
             if isinstance(dumper, RefusingDumper):
                 dumper.dump(item)
-            # A dumper without an oid writes text, but that of Decimal, whose
-            # parameters are not bound by the server.
-            numeric = isinstance(dumper, DecimalDumper)
-            oids.add(NUMERIC if numeric else dumper.oid or TEXT)
+            oids.add(dumper.oid or TEXT)  # what has no type of its own is text
         if not oids:
             return 0
         if len(oids) > 1:
@@ -121,19 +119,11 @@ class ListDumper(RecursiveDumper):
 
 
 class _TypedListDumper(ListDumper):
-    def dump(self, obj: list[Any]) -> bytes:
-        if self.element_oid == NUMERIC and _shape(obj)[1]:
-            raise NotSupportedError(
-                "bound by the server, an array of Decimal is rounded to integers: "
-                "bind it on the client, which is the default"
-            )
-        return super().dump(obj)
-
     def quote(self, obj: list[Any]) -> bytes:
         name = _ARRAYS[self.element_oid][1]
         if self.element_oid == NUMERIC:
             name = b"numeric(%d,%d)" % _shape(obj)
-        return b"%b::%b[]" % (quote_text(super().dump(obj)), name)
+        return b"%b::%b[]" % (quote_text(self.dump(obj)), name)
 
 
 def _shape(items: list[Any]) -> tuple[int, int]:

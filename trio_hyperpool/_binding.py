@@ -192,7 +192,7 @@ def _excerpt(query: bytes, at: int) -> str:
 # What a statement does is told by its first word, comments skipped. Hyper takes one
 # statement at a time.
 _BLANKS: Final = rb"(?:\s+|--[^\r\n]*|/\*.*?\*/)"
-_FIRST_WORD: Final = re.compile(rb"(?s)" + _BLANKS + rb"*+([A-Za-z]+)")
+_FIRST_WORD: Final = re.compile(rb"(?s)(?:" + _BLANKS + rb"|[(;])*+([A-Za-z]+)")
 _SECOND_PART: Final = re.compile(
     rb"(?is)(?:" + _BLANKS + rb"|LOCAL\b|GLOBAL\b)*+TEMP(?:ORARY)?\b"
 )
@@ -207,7 +207,16 @@ _ATTACHED_AS: Final = re.compile(
 )
 
 _CHANGES_SESSION: Final = frozenset({b"SET", b"RESET", b"ATTACH", b"DETACH", b"PREPARE"})
-_DEADLY_IF_EXTENDED: Final = frozenset({b"FETCH", b"MOVE", b"EXECUTE"})
+_CRASHES: Final = "crashes hyperd"
+_SHORTENED: Final = (
+    "gives the first row only: write SELECT * FROM (VALUES …) AS t"
+)
+_IF_EXTENDED: Final = {
+    "FETCH": _CRASHES,
+    "MOVE": _CRASHES,
+    "EXECUTE": _CRASHES,
+    "VALUES": _SHORTENED,
+}
 
 
 class Statement(NamedTuple):
@@ -223,9 +232,9 @@ class Statement(NamedTuple):
     """The name, as it was written, that it attaches a database under."""
 
     @property
-    def needs_simple_protocol(self) -> bool:
-        """Whether sending it by the extended protocol would crash the server."""
-        return self.verb.encode() in _DEADLY_IF_EXTENDED
+    def if_extended(self) -> str | None:
+        """What is bad about sending it by the extended protocol, if anything is."""
+        return _IF_EXTENDED.get(self.verb)
 
     @property
     def resets_settings(self) -> bool:

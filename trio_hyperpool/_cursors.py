@@ -14,8 +14,7 @@ This module touches psycopg's internals; these are the names that are not public
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from psycopg import (
     AsyncCursor,
@@ -32,18 +31,22 @@ from psycopg.abc import Buffer, Params, PQGen, Query
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.rows import Row
 
+from ._arrays import NUMERIC_ARRAY
 from ._binding import Statement, lacks_copy_format, parse, read_statement
-from ._dumpers import ServerBoundBytesDumper, ServerBoundDecimalDumper
+from ._dumpers import NUMERIC, ServerBoundBytesDumper
 
 if TYPE_CHECKING:
     from psycopg.abc import Transformer as AnyTransformer
     from psycopg.pq.abc import PGresult
 
-LONGEST_LITERAL = 1_000_000
+LONGEST_LITERAL: Final = 1_000_000
 """In bytes: the server refuses a little more, in the middle of parsing the query."""
 
-EXACT_FLOATS = b"SET extra_float_digits = 3"
+EXACT_FLOATS: Final = b"SET extra_float_digits = 3"
 """Without it the server sends 15 digits of a double, and a third of them lie."""
+
+# The server reads such a parameter as one of few digits and none after the point.
+_ROUNDED: Final = frozenset({NUMERIC, NUMERIC_ARRAY})
 
 _Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -138,7 +141,7 @@ def refuse_prepare(prepare: bool | None) -> None:
     if prepare:
         raise NotSupportedError(
             "Hyper's prepared statements go stale when a table changes, and mislabel "
-            "its data: leave prepare at None"
+            "its data: leave prepare and prepare_threshold at None"
         )
 
 
@@ -192,7 +195,7 @@ class HyperCursorMixin(AsyncCursor[Row]):
     ) -> None:
         statement = read_statement(query.query)
         self._binary_result = bool(self.format if binary is None else binary)
-        if statement.needs_simple_protocol and (
+        if (trouble := statement.if_extended) and (
             force_extended
             or query.params
             or self._binary_result
@@ -200,10 +203,13 @@ class HyperCursorMixin(AsyncCursor[Row]):
         ):
             raise NotSupportedError(
                 f"{statement.verb} by the extended protocol, which binary results, "
-                "stream(), pipelines and server-bound parameters use, crashes hyperd"
+                f"stream(), pipelines and server-bound parameters use, {trouble}"
             )
-        if self._conn._pipeline and lacks_copy_format(query.query):
-            raise NotSupportedError("COPY cannot be used in pipeline mode")
+        if not _ROUNDED.isdisjoint(query.types):
+            raise NotSupportedError(
+                "bound by the server, a decimal or an integer beyond 64 bits would be "
+                "rounded or overflow: bind it on the client, which is the default"
+            )
         self._note(statement)
         super()._execute_send(query, force_extended=force_extended, binary=binary)
 
@@ -279,20 +285,8 @@ class HyperServerBindingCursor(HyperCursorMixin[Row]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.adapters.register_dumper(Decimal, ServerBoundDecimalDumper)
         for cls in (bytes, bytearray, memoryview):
             self.adapters.register_dumper(cls, ServerBoundBytesDumper)
-
-    def _convert_query(
-        self, query: Query, params: Params | None = None
-    ) -> PostgresQuery:
-        pgq = super()._convert_query(query, params)
-        if pgq.params and read_statement(pgq.query).verb == "VALUES":
-            raise NotSupportedError(
-                "with server-side binding a top-level VALUES gives its first row only: "
-                "write SELECT * FROM (VALUES …) AS t, or bind on the client"
-            )
-        return pgq
 
 
 class HyperNamedCursor(HyperCursorMixin[Row], AsyncServerCursor[Row]):

@@ -226,6 +226,8 @@ def _too_many_digits() -> DataError:
 class DecimalDumper(Dumper):
     """A decimal, whose literal states precision and scale."""
 
+    oid = NUMERIC
+
     def dump(self, obj: Any) -> bytes:
         """Write the decimal without an exponent."""
         return plain_decimal(obj)[0]
@@ -233,27 +235,6 @@ class DecimalDumper(Dumper):
     def quote(self, obj: Any) -> bytes:
         """Write the decimal with the narrowest ``numeric`` that holds it."""
         return b"'%b'::numeric(%d,%d)" % plain_decimal(obj)
-
-
-class ServerBoundDecimalDumper(Dumper):
-    """A decimal bound by the server, which would round it.
-
-    The server takes an untyped one for the type of what it is compared with, or for
-    an integer, and a typed one for ``numeric(38,0)``: each rounds, silently.
-    """
-
-    oid = NUMERIC
-
-    def dump(self, obj: Any) -> bytes:
-        """Write an integral decimal; refuse any other."""
-        text, _, scale = plain_decimal(obj)
-        if scale and text.partition(b".")[2].strip(b"0"):
-            raise NotSupportedError(
-                "bound by the server, a Decimal is rounded to an integer: bind it on "
-                "the client (the default), or pass str(value) and cast it with %s::text"
-                "::numeric(p,s)"
-            )
-        return text.partition(b".")[0]
 
 
 class BytesDumper(TypedDumper):

@@ -1,0 +1,519 @@
+"""What a Hyper session is: how it is opened, judged, put right and ended.
+
+A Hyper session differs from a PostgreSQL one in ways that cost data if forgotten:
+
+* What was committed is on disk when the last session detached the database, and not
+  before: a session detaches before it ends.
+* DDL is not undone by a rollback; there are no savepoints.
+* The server takes two spellings of one path for two files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from random import random
+from typing import Any, Final, Self
+
+import psycopg
+import trio
+from psycopg import (
+    AsyncCursor,
+    AsyncTransaction,
+    NotSupportedError,
+    OperationalError,
+    errors,
+    pq,
+    sql,
+)
+from psycopg.abc import AdaptContext, ConnParam
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import AsyncRowFactory, Row, tuple_row
+
+from ._binding import Statement
+from ._config import CreateMode, HealthCheck, PoolConfig
+from ._connector import Condition
+from ._cursors import HyperCursor, HyperNamedCursor, refuse_prepare
+from ._driver import TrioConnection
+from ._endpoint import parse_endpoint
+from ._errors import ConnectError, LeaseError
+from ._hyper_types import hyper_adapters
+
+DEFAULT_USER: Final = "tableau_internal_user"
+
+PATIENCE: Final = 2.0
+"""Seconds for which a database that is in use may come free."""
+
+SHORTEST_PAUSE: Final = 0.02
+LONGEST_PAUSE: Final = 0.2
+
+_ADVICE: Final = {
+    "58S01": " (create_mode=CreateMode.CREATE_IF_NOT_EXISTS creates a missing file)",
+    "42P04": " (CreateMode.CREATE_IF_NOT_EXISTS and CREATE_AND_REPLACE take that)",
+    "55006": f" (after {PATIENCE} seconds; by another process, or another spelling)",
+}
+
+_IDLE: Final = pq.TransactionStatus.IDLE
+_IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+
+
+class SessionTraces:
+    """What the statements of a session did to it, as far as their words tell.
+
+    Seen are SET, RESET, ATTACH, DETACH, PREPARE, CREATE TEMPORARY TABLE, cursors WITH
+    HOLD and ``set_config``. Not seen is what goes past the cursors, such as a COPY
+    into a temporary table: but that was created by a statement.
+    """
+
+    def __init__(self) -> None:
+        self.changed = False
+        self.aliases: list[str] = []
+
+    def note(self, statement: Statement) -> None:
+        """Keep in mind what a statement that is about to be sent will do."""
+        self.changed = True
+        if statement.alias is not None:
+            self.aliases.append(statement.alias)
+
+    def forget(self) -> None:
+        """Take the session as it is for unchanged."""
+        self.changed = False
+        self.aliases.clear()
+
+
+class HyperConnection(TrioConnection[Row]):
+    """A connection to Hyper: a `psycopg.AsyncConnection` that works in trio tasks.
+
+    What differs from psycopg's own:
+
+    * Autocommit is on unless asked otherwise.
+    * Parameters become literals in the query (`HyperCursor`), each with its type. Set
+      ``cursor_factory = HyperServerBindingCursor`` to let the server bind them.
+    * Statements are never prepared: Hyper's go stale when a table is dropped, and
+      can pair one table's data with another's columns. ``prepare=True`` raises
+      `psycopg.NotSupportedError`.
+    * ``transaction()`` within another, or with a savepoint's name, raises
+      `psycopg.NotSupportedError` before anything is sent: Hyper has no savepoints.
+    * Values come back exactly, as text and with ``binary=True``, or raise: an interval
+      of months is no `datetime.timedelta`, an infinite date no `datetime.date`.
+    """
+
+    def __init__(
+        self,
+        pgconn: pq.abc.PGconn,
+        row_factory: AsyncRowFactory[Any] = tuple_row,
+    ) -> None:
+        super().__init__(pgconn, row_factory)
+        self.cursor_factory = HyperCursor
+        self.server_cursor_factory = HyperNamedCursor
+        self._template = hyper_adapters()
+        self._is_in_block = False
+        # One object for the connection and all its views.
+        self.session_traces = SessionTraces()
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str = "",
+        *,
+        autocommit: bool = True,
+        prepare_threshold: int | None = None,
+        context: AdaptContext | None = None,
+        row_factory: AsyncRowFactory[Row] | None = None,
+        cursor_factory: type[AsyncCursor[Row]] | None = None,
+        **kwargs: ConnParam,
+    ) -> Self:
+        """Connect to a server, as `psycopg.AsyncConnection.connect` does.
+
+        A checkpoint. Either returns a connection, or raises, `trio.Cancelled` too,
+        and leaves nothing open.
+        """
+        given = conninfo_to_dict(conninfo, **kwargs).get("options") or ""
+        # First, so that what the caller asks for wins.
+        kwargs["options"] = f"-c extra_float_digits=3 {given}".rstrip()
+        return await super().connect(
+            conninfo,
+            autocommit=autocommit,
+            prepare_threshold=prepare_threshold,
+            context=context,
+            row_factory=row_factory,
+            cursor_factory=cursor_factory,
+            **kwargs,
+        )
+
+    @property
+    def session_id(self) -> str:
+        """What the server calls this session, in its log for instance."""
+        return self.info.parameter_status("session_identifier") or ""
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """Always None: statements are never prepared."""
+        return super().prepare_threshold
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, value: int | None) -> None:
+        refuse_prepare(value is not None)
+        super(HyperConnection, type(self)).prepare_threshold.__set__(self, value)
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        savepoint_name: str | None = None,
+        force_rollback: bool = False,  # noqa: FBT001, FBT002 - psycopg's signature
+    ) -> AsyncGenerator[AsyncTransaction]:
+        """A transaction for the block.
+
+        Entering and leaving are checkpoints. Left by an exception, `trio.Cancelled`
+        too, it is rolled back, or the connection is closed. A rollback takes back
+        what was done to rows; what was done to tables and databases stays.
+
+        Raises:
+            psycopg.NotSupportedError: within another transaction, or with the name
+                of a savepoint; nothing was sent.
+            psycopg.errors.InFailedSqlTransaction: the block ended normally, but the
+                server rolled back because of an earlier error.
+        """
+        if savepoint_name is not None or self._is_in_block:
+            raise _no_savepoints()
+        if self.pgconn.pipeline_status:
+            # A BEGIN that somebody wrote may be on its way.
+            async with self.pipeline() as pipeline:
+                await pipeline.sync()
+        if self.pgconn.transaction_status in _IN_TRANSACTION:
+            raise _no_savepoints()
+        self._is_in_block = True
+        try:
+            async with super().transaction(force_rollback=force_rollback) as transaction:
+                yield transaction
+        finally:
+            self._is_in_block = False
+
+    async def set_read_only(self, value: bool | None) -> None:  # noqa: FBT001
+        """Refuse ``True``: Hyper takes a read-only transaction and lets it write.
+
+        A checkpoint as in psycopg; cancelled, nothing is changed.
+        """
+        if value:
+            raise NotSupportedError("Hyper does not enforce read-only transactions")
+        await super().set_read_only(value)
+
+
+def _no_savepoints() -> NotSupportedError:
+    return NotSupportedError(
+        "a transaction within a transaction needs savepoints, which Hyper does not "
+        "have: use the outer transaction, or end it first (without autocommit, every "
+        "statement begins one)"
+    )
+
+
+class HyperConnector:
+    """Opens, judges and ends sessions of one database on one server.
+
+    Args:
+        config: whose ``endpoint`` says where a server listens.
+
+    Raises:
+        ValueError: if there is no endpoint, or the path is not valid Unicode.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        if config.endpoint is None:
+            raise ValueError("endpoint: a HyperConnector needs one, not None")
+        self._config = config
+        self._endpoint = parse_endpoint(config.endpoint)
+        path = os.fspath(config.database)
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"database: a path that is valid Unicode is allowed, not {path!r}"
+            ) from None
+        # To the server each spelling of a path is a file of its own, which it
+        # then finds locked by itself.
+        self._path = os.path.realpath(path) if self._endpoint.is_local else path
+        self._prepared = False
+        self._create_sent = False
+
+    @property
+    def name(self) -> str:
+        """Database and endpoint."""
+        return f"{self._path} at {self._endpoint}"
+
+    @property
+    def path(self) -> str:
+        """The path of the database, as the server gets it."""
+        return self._path
+
+    async def prepare(self) -> None:
+        """Carry out the create mode, once.
+
+        A checkpoint. Either the mode has been carried out and further calls do
+        nothing, or an exception says why not, `trio.Cancelled` too, and another call
+        starts again; a CREATE that the server confirmed is never sent again. While
+        the server creates or drops the file, cancellation waits for its answer, for
+        ``cancel_timeout`` seconds at most.
+
+        Raises:
+            ConnectError: if the server cannot be reached, refuses, or says for more
+                than two seconds that the database is in use.
+        """
+        await trio.lowlevel.checkpoint()
+        mode = self._config.create_mode
+        if self._prepared or mode is CreateMode.DO_NOT_CREATE:
+            return
+        connection = await self._open("", await self._password())
+        try:
+            async with _ddl_lock(str(self._endpoint)):
+                # Another may create it between our DROP and our CREATE.
+                busy = (errors.ObjectInUse, errors.DuplicateDatabase)
+                replace = mode is CreateMode.CREATE_AND_REPLACE
+                await self._patiently(
+                    self._create, connection, busy if replace else busy[:1]
+                )
+        except psycopg.Error as error:
+            raise self._explained(error) from error
+        finally:
+            # Nothing is attached here that would want to be detached.
+            connection.abort()
+
+    async def connect(self) -> HyperConnection[Any]:
+        """Open a connection that has the database attached.
+
+        A checkpoint. Either returns a connection, or raises, `trio.Cancelled` too,
+        and leaves nothing open.
+
+        Raises:
+            ConnectError: if nobody answers (``unreachable``), or the server refuses
+                the user or the database; the cause is psycopg's error, where the
+                database is refused with its SQLSTATE.
+        """
+        password = await self._password()
+        try:
+            return await self._open(self._path, password)
+        except ConnectError as error:
+            if error.unreachable:
+                raise
+        # A refusal at the start of a session has no SQLSTATE, and may be about the
+        # user as well as about the database: attach in a second step to know.
+        connection = await self._open("", password)
+        try:
+            await self._patiently(self._attach, connection, (errors.ObjectInUse,))
+        except BaseException as error:
+            connection.abort()
+            if isinstance(error, psycopg.Error):
+                raise self._explained(error) from error
+            raise
+        return connection
+
+    def is_alive(self, connection: HyperConnection[Any], /) -> bool:
+        """Whether the socket looks as that of an idle connection does."""
+        return connection.looks_alive()
+
+    async def probe(
+        self, connection: HyperConnection[Any], check: HealthCheck, /
+    ) -> None:
+        """Ask the server for a sign of life.
+
+        A checkpoint unless the check is passive. Cancelled, the connection is to be
+        cleaned.
+
+        Raises:
+            psycopg.OperationalError: if there is none.
+        """
+        if check is HealthCheck.PING:
+            await connection.ping()
+        elif check is HealthCheck.SELECT_ONE:
+            await connection.execute("SELECT 1")
+        elif not connection.looks_alive():
+            raise OperationalError("the connection is closed, or has unread data")
+
+    def lend(self, connection: HyperConnection[Any], /) -> HyperConnection[Any]:
+        """Make a view of the connection for one block."""
+        return connection.lend()
+
+    def reclaim(
+        self,
+        connection: HyperConnection[Any],
+        view: HyperConnection[Any],
+        error: type[LeaseError],
+        /,
+    ) -> Condition:
+        """End a view: from now on using it raises ``error``. Say what it left.
+
+        A changed session is told by the statements of the view, not by asking the
+        server: see `SessionTraces`.
+        """
+        idle = view.end(error)
+        traces = connection.session_traces
+        changed, traces.changed = traces.changed, False
+        status = connection.pgconn.transaction_status
+        if not idle or status not in (_IDLE, *_IN_TRANSACTION):
+            return Condition.BROKEN
+        if connection.cancel_sent:
+            return Condition.CANCELLED
+        if changed:
+            return Condition.CHANGED
+        if status != _IDLE or connection.pgconn.pipeline_status:
+            return Condition.DIRTY
+        return Condition.CLEAN
+
+    async def clean(self, connection: HyperConnection[Any], /) -> None:
+        """Roll back what is open.
+
+        A checkpoint. Cancelled, the connection is to be discarded.
+
+        Raises:
+            psycopg.OperationalError: if the connection is not idle afterwards.
+        """
+        await connection.rollback()
+        if connection.pgconn.transaction_status != _IDLE:
+            raise OperationalError("the connection is not idle after a rollback")
+
+    async def close(self, connection: HyperConnection[Any], /) -> None:
+        """Detach every database and end the session.
+
+        The last session to detach makes the server write what was committed: only
+        then is it on disk. A checkpoint. Cancelled, or if the server does not answer,
+        the connection is closed all the same.
+        """
+        try:
+            if connection.pgconn.transaction_status in _IN_TRANSACTION:
+                await connection.rollback()
+            for alias in (_quoted(self._path), *connection.session_traces.aliases):
+                await self._detach(connection, alias)
+        except psycopg.Error:
+            # It is being closed: who cannot say goodbye goes without.
+            return
+        finally:
+            connection.abort()
+
+    def discard(self, connection: HyperConnection[Any], /) -> None:
+        """Close the socket at once; who waits on it in another task wakes up."""
+        connection.abort()
+
+    async def _password(self) -> str | None:
+        password = self._config.password
+        return password if isinstance(password, str | None) else await password()
+
+    async def _open(self, dbname: str, password: str | None) -> HyperConnection[Any]:
+        parameters = self._endpoint.conninfo(load_balance=self._config.load_balance)
+        # Both are settled here, so that no variable of the environment settles them.
+        parameters |= {
+            "user": self._config.user or DEFAULT_USER,
+            "dbname": dbname,
+            "gssencmode": "disable",
+        }
+        if password is not None:
+            parameters["password"] = password
+        try:
+            connection = await HyperConnection.connect(
+                make_conninfo("", **parameters)
+            )
+        except OperationalError as error:
+            text = str(error)
+            # libpq does not tell the SQLSTATE of a refusal, only its severity.
+            answered = "ERROR:" in text or "FATAL:" in text
+            told = text.partition("\\n")[0]
+            raise ConnectError(
+                f"cannot connect to {self._endpoint}: {told}", unreachable=not answered
+            ) from error
+        connection.cancel_timeout = self._config.cancel_timeout
+        return connection
+
+    async def _create(self, connection: HyperConnection[Any]) -> None:
+        mode, path = self._config.create_mode, sql.Identifier(self._path)
+        if mode is CreateMode.CREATE_AND_REPLACE:
+            await self._shielded(
+                connection, sql.SQL("DROP DATABASE IF EXISTS {}").format(path)
+            )
+        unless_exists = "IF NOT EXISTS " if mode is CreateMode.CREATE_IF_NOT_EXISTS else ""
+        statement = sql.SQL("CREATE DATABASE " + unless_exists + "{}").format(path)
+        sent_before, self._create_sent = self._create_sent, True
+        try:
+            await self._shielded(connection, statement)
+        except psycopg.Error as error:
+            if error.sqlstate is not None:
+                self._create_sent = sent_before
+            # That it exists is no error if an earlier CREATE never had its answer:
+            # then it is our own.
+            ours = sent_before and mode is CreateMode.CREATE
+            if not (ours and isinstance(error, errors.DuplicateDatabase)):
+                raise
+        self._prepared = True
+
+    async def _shielded(
+        self, connection: HyperConnection[Any], statement: sql.Composed
+    ) -> None:
+        # DDL cannot be undone, and takes milliseconds: its answer is worth waiting for.
+        with trio.CancelScope(
+            shield=True, deadline=trio.current_time() + self._config.cancel_timeout
+        ) as scope:
+            await connection.execute(statement)
+        if scope.cancelled_caught:
+            raise OperationalError(
+                f"no answer for {self._config.cancel_timeout} seconds"
+            )
+
+    async def _attach(self, connection: HyperConnection[Any]) -> None:
+        # Under the alias that the server gives a database named at the start.
+        path = sql.Identifier(self._path)
+        await connection.execute(sql.SQL("ATTACH DATABASE {} AS {}").format(path, path))
+        connection.session_traces.forget()
+
+    async def _detach(self, connection: HyperConnection[Any], alias: str) -> None:
+        with suppress(errors.InvalidCatalogName):  # the user has done it
+            await connection.execute(sql.SQL("DETACH DATABASE ") + sql.SQL(alias))
+
+    async def _patiently(
+        self,
+        step: Callable[[HyperConnection[Any]], Awaitable[None]],
+        connection: HyperConnection[Any],
+        busy: tuple[type[psycopg.Error], ...],
+    ) -> None:
+        """Repeat a step while the server says that the database is in use.
+
+        It says so for some milliseconds when a session ends or others create the
+        database at the same time. Pauses under 20 ms can crash it.
+        """
+        enough = trio.current_time() + PATIENCE
+        pause = SHORTEST_PAUSE
+        while True:
+            try:
+                return await step(connection)
+            except busy:
+                if trio.current_time() > enough:
+                    raise
+            await trio.sleep(pause * (1 + random()))  # noqa: S311
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _explained(self, error: psycopg.Error) -> ConnectError:
+        if error.sqlstate is None:
+            return ConnectError(
+                f"the connection to {self._endpoint} was lost: {error}",
+                unreachable=True,
+            )
+        told = error.diag.message_primary or str(error)
+        advice = _ADVICE.get(error.sqlstate, "")
+        return ConnectError(f"database {self._path!r}: {told}{advice}")
+
+
+# Dropping a database just when another session leaves it can crash the server, so
+# the connectors of one trio run take turns.
+_ddl_locks: Final[trio.lowlevel.RunVar[dict[str, trio.Lock]]] = trio.lowlevel.RunVar(
+    "trio_hyperpool_ddl_locks"
+)
+
+
+def _ddl_lock(server: str) -> trio.Lock:
+    try:
+        locks = _ddl_locks.get()
+    except LookupError:
+        locks = {}
+        _ddl_locks.set(locks)
+    return locks.setdefault(server, trio.Lock())
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
