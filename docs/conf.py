@@ -35,7 +35,8 @@ napoleon_numpy_docstring = False
 # Our own names must resolve. Those of others would need their inventories, and a build
 # fetches nothing.
 nitpick_ignore_regex = [
-    ("py:.*", r"(asyncio|collections|contextlib|enum|math|os|types|typing)\..*"),
+    ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|math|os)\..*"),
+    ("py:.*", r"(pathlib|types|typing|uuid)\..*"),
     ("py:.*", r"(psycopg|pyarrow|trio)\..*"),
     ("py:.*", "|".join(dir(builtins))),
     # What stands for any type, and for the fields of PoolConfig.
@@ -66,7 +67,7 @@ def keep_the_colon(
 
     It looks at the first line; an escaped line break is one that prints nothing.
     """
-    if what == "attribute":
+    if what in {"attribute", "property"}:
         lines.insert(0, "\\")
 
 
