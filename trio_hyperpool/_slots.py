@@ -323,7 +323,8 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
             return Reason.LIFETIME
         # Those that rested longest come first, and min_idle of the others stay.
         if (
-            now - slot.returned_at >= self._config.idle_timeout
+            # The very sum that `next_expiry` gives: floats round.
+            now >= slot.returned_at + self._config.idle_timeout
             and index < len(self.idle) - self._config.min_idle
         ):
             return Reason.IDLE

@@ -77,7 +77,8 @@ class Upkeep(Generic[ConnectionT]):
         overdue = [
             slot
             for slot, lease in self._supply.table.leased.items()
-            if now - lease.granted_at >= self._supply.config.max_lease
+            # The very sum that `_next_revocation` gives: floats round.
+            if now >= lease.granted_at + self._supply.config.max_lease
         ]
         for slot in overdue:
             self._supply.revoke(slot)
