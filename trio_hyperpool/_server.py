@@ -129,8 +129,10 @@ def open_hyperd(
     server to write what was committed and to end, which takes some 30 milliseconds
     where there is little to write, and returns when the process is gone.
 
-    The server also ends, in good order, when this process dies, however it dies. It
-    does not see the terminal's Ctrl-C. If it dies while the block runs, the block is
+    The server also ends, in good order, when this process dies, however it dies (but
+    only with the last of the children that it has forked, if there are any; and a
+    killed process leaves an empty directory behind). It does not see the terminal's
+    Ctrl-C. If it dies while the block runs, the block is
     cancelled and `HyperdError` comes out of it, also in place of an exception that the
     block ended with, which is then its ``__cause__``; otherwise the exceptions of the
     block come out as they are.
@@ -382,8 +384,6 @@ class _Life:
             self.over.set()
 
     async def _attend(self) -> None:
-        if self._asked.cancel_called:
-            return
         plan = self._plan
         with contextlib.ExitStack() as stack:
             try:
@@ -424,9 +424,8 @@ class _Life:
                         process, listener, socket_dir, log_dir, stack
                     )
                 finally:
-                    if process.returncode is None:
-                        _signal_group(process, signal.SIGKILL)
-                        await process.wait()  # noqa: ASYNC102  shielded by attend
+                    _signal_group(process, signal.SIGKILL)
+                    await process.wait()  # noqa: ASYNC102  shielded by attend
                 with trio.move_on_after(_LAST_WORDS_GRACE):
                     await self._stderr_ended.wait()
                 nursery.cancel_scope.cancel()
@@ -580,14 +579,9 @@ def _private_directory() -> Generator[Path]:
 
 
 def _listen_for_callback() -> trio.socket.SocketType:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1)
-        return trio.socket.from_stdlib_socket(listener)
-    except BaseException:
-        listener.close()
-        raise
+    return trio.socket.from_stdlib_socket(
+        socket.create_server(("127.0.0.1", 0), backlog=1)
+    )
 
 
 async def _receive_descriptor(callback: trio.socket.SocketType) -> bytes:
@@ -610,8 +604,8 @@ def _hung_up(callback: trio.socket.SocketType) -> bool:
 
 
 def _signal_group(process: trio.Process, number: signal.Signals) -> None:
-    # `returncode` is None: not reaped yet, so that the number is still its own.
     if process.returncode is None:
+        # Not reaped yet, so that the number cannot be another's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
 
