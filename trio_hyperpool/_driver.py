@@ -35,7 +35,7 @@ from collections.abc import AsyncGenerator, Awaitable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, cast
+from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast
 from weakref import ReferenceType, ref
 
 import psycopg
@@ -74,6 +74,8 @@ from ._errors import LeaseError
 from ._waiting import NOTHING, READABLE, Turns, ready_now, wait_ready
 
 T = TypeVar("T")
+
+_TurnsLike: TypeAlias = Turns | AbstractAsyncContextManager[None]
 
 _log: Final = logging.getLogger("trio_hyperpool")
 
@@ -127,15 +129,15 @@ class _EndedConnection:
         raise self._error
 
 
-_ended_connections: Final[dict[type[LeaseError], pq.abc.PGconn]] = {}
+class _EndedConnections(dict[type[LeaseError], "pq.abc.PGconn"]):
+    """One for each of the errors."""
+
+    def __missing__(self, error: type[LeaseError]) -> pq.abc.PGconn:
+        ended = self[error] = cast("pq.abc.PGconn", _EndedConnection(error))
+        return ended
 
 
-def _ended_connection(error: type[LeaseError]) -> pq.abc.PGconn:
-    try:
-        return _ended_connections[error]
-    except KeyError:
-        ended = cast("pq.abc.PGconn", _EndedConnection(error))
-        return _ended_connections.setdefault(error, ended)
+_ended_connections: Final = _EndedConnections()
 
 
 class _Link:
@@ -188,7 +190,10 @@ class _ConnectionTurns(Turns):
     __slots__ = ("connection", "is_stopping", "last_pause", "pgconn")
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
-        super().__init__()
+        # Not by way of the other __init__: one of these is made for every lease.
+        self.ended = None
+        self.is_taken = False
+        self._queue = None
         self.pgconn = pgconn
         self.connection: ReferenceType[TrioConnection[Any]]
         # When other tasks last had a chance to run.
@@ -240,16 +245,17 @@ def _drain(pgconn: pq.abc.PGconn) -> PQGen[None]:
                 yield from generators.send(pgconn)
             yield from generators.send(pgconn)
         elif result.status == pq.ExecStatus.COPY_OUT:
-            while True:
-                size, _ = pgconn.get_copy_data(1)
-                if size < 0:
-                    break
-                if size == 0:
-                    while not (yield Wait.R):
-                        pass
-                    pgconn.consume_input()
+            yield from _drain_copy(pgconn)
         elif result.status == pq.ExecStatus.COPY_BOTH:
             raise errors.NotSupportedError("a replication stream can't be drained")
+
+
+def _drain_copy(pgconn: pq.abc.PGconn) -> PQGen[None]:
+    while (size := pgconn.get_copy_data(1)[0]) >= 0:
+        if size == 0:
+            while not (yield Wait.R):
+                pass
+            pgconn.consume_input()
 
 
 def _empty_query(pgconn: pq.abc.PGconn) -> PQGen[None]:
@@ -262,7 +268,7 @@ def _empty_query(pgconn: pq.abc.PGconn) -> PQGen[None]:
 class _Transaction(AsyncTransaction):
     """A transaction that is rolled back whatever becomes of the task that leaves it."""
 
-    _conn: TrioConnection[Any]
+    _conn: TrioConnection[Any]  # pyright: ignore[reportIncompatibleVariableOverride]  # never changed
     _was_entered = False
     _is_open = False
 
@@ -368,12 +374,12 @@ _LOST: Final = (
 class _Pipeline(AsyncPipeline):
     """A pipeline that is left whatever becomes of the task that leaves it."""
 
-    _conn: TrioConnection[Any]
+    _conn: TrioConnection[Any]  # pyright: ignore[reportIncompatibleVariableOverride]  # never changed
 
     def __init__(
         self,
         conn: TrioConnection[Any],
-        turns: AbstractAsyncContextManager[None],
+        turns: _TurnsLike,
     ) -> None:
         super().__init__(conn)
         self._lock = cast("Any", turns)
@@ -454,7 +460,9 @@ class TrioConnection(AsyncConnection[Row]):
     until its `end`.
     """
 
-    _pipeline: _Pipeline | None  # type: ignore[assignment]  # psycopg's, made stronger
+    _pipeline: _Pipeline | None  # pyright: ignore[reportIncompatibleVariableOverride]  # psycopg's, made stronger
+
+    _own_adapters: AdaptersMap | None
 
     def __init__(
         self,
@@ -520,10 +528,10 @@ class TrioConnection(AsyncConnection[Row]):
         return connection
 
     @classmethod
-    async def _open(cls, conninfo: str, timeout: float) -> Self:
+    async def _open(cls, conninfo: str, seconds: float) -> Self:
         connecting = cls._connect_gen(conninfo)
         try:
-            with trio.move_on_after(timeout):
+            with trio.move_on_after(seconds):
                 try:
                     fd, want = next(connecting)
                     while True:
@@ -540,6 +548,12 @@ class TrioConnection(AsyncConnection[Row]):
             connecting.close()
         raise errors.ConnectionTimeout("connection timeout expired")
 
+    def __del__(self, *_: Any) -> None:
+        # psycopg's own, which looks for connections left open, takes its time.
+        turns: _ConnectionTurns | None = self.__dict__.get("_turns")
+        if turns is not None and turns.ended is None:
+            super().__del__()
+
     # Views
 
     @enable_ki_protection
@@ -553,18 +567,18 @@ class TrioConnection(AsyncConnection[Row]):
         """
         view = object.__new__(type(self))
         turns = _ConnectionTurns(self.pgconn)
-        view.__dict__ = {
-            **self.__dict__,
-            "lock": turns,
-            "_turns": turns,
-            "_own_adapters": None,
-            "_template": self.adapters,
-            "_notice_handlers": self._notice_handlers[:],
-            "_notify_handlers": self._notify_handlers[:],
-            "_notifies_backlog": deque(),
-        }
-        turns.connection = target = ref(view)
-        self._link.target = target
+        # A copy and eight changes take a third of the time of one display.
+        attributes = self.__dict__.copy()
+        attributes["lock"] = attributes["_turns"] = turns
+        attributes["_template"] = attributes["_own_adapters"] or self.adapters
+        attributes["_own_adapters"] = None
+        attributes["_notice_handlers"] = self._notice_handlers[:]
+        attributes["_notify_handlers"] = self._notify_handlers[:]
+        attributes["_notifies_backlog"] = deque()
+        view.__dict__ = attributes
+        target: ReferenceType[TrioConnection[Any]] = ref(view)
+        turns.connection = target
+        self._link.target = cast("ReferenceType[BaseConnection[Any]]", target)
         return view
 
     @enable_ki_protection
@@ -582,7 +596,7 @@ class TrioConnection(AsyncConnection[Row]):
         """
         turns = self._turns
         is_free = not turns.is_taken and self._pipeline is None
-        turns.pgconn = self.pgconn = _ended_connection(error)
+        turns.pgconn = self.pgconn = _ended_connections[error]
         self._closed = True
         turns.end(error)
         link = self._link
@@ -616,7 +630,7 @@ class TrioConnection(AsyncConnection[Row]):
         return self._turns.ended is not None
 
     @property
-    def _adapters(self) -> AdaptersMap | None:
+    def _adapters(self) -> AdaptersMap | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         # Copied when a view first needs it: most of the cost of a view otherwise.
         own = self._own_adapters
         if own is None and self._template is not None:
@@ -673,11 +687,12 @@ class TrioConnection(AsyncConnection[Row]):
             pgconn.is_busy()
             while notification := pgconn.notifies():
                 link.notify(notification)
-            return (
-                pgconn.status == _OK and not link.is_doomed and not self._is_readable()
-            )
+            return self._is_sound() and not self._is_readable()
         except (psycopg.Error, OSError, ValueError):
             return False
+
+    def _is_sound(self) -> bool:
+        return self.pgconn.status == _OK and not self._link.is_doomed
 
     def _is_readable(self) -> bool:
         if sys.platform == "win32":
@@ -703,7 +718,7 @@ class TrioConnection(AsyncConnection[Row]):
     # Waiting
 
     @enable_ki_protection
-    async def wait(
+    async def wait(  # noqa: C901, PLR0912  the path of every query: no calls to save lines
         self,
         gen: PQGen[T],
         interval: float | None = None,
@@ -715,14 +730,15 @@ class TrioConnection(AsyncConnection[Row]):
         is made to stop, and the connection is usable or closed.
         """
         turns = self._turns
+        name: str = gen.__name__  # type: ignore[attr-defined]  # a generator has one
         try:
             await checkpoint_if_cancelled()
         except BaseException:
-            if gen.__name__ == "_close_gen":
+            if name == "_close_gen":
                 # A named cursor is being closed, WITH HOLD for ever maybe.
                 await self._tidy(gen)
             raise
-        if gen.__name__ == "_stream_send_gen":
+        if name == "_stream_send_gen":
             self._link.streamed = True
         fd = self.pgconn.socket
         if interval is not None or timeout is not None:
@@ -767,9 +783,9 @@ class TrioConnection(AsyncConnection[Row]):
         return await wait_ready(fd, want)
 
     async def _wait_timed(
-        self, gen: PQGen[T], fd: int, interval: float | None, timeout: float | None
+        self, gen: PQGen[T], fd: int, interval: float | None, limit: float | None
     ) -> T:
-        deadline = trio.current_time() + (math.inf if timeout is None else timeout)
+        deadline = trio.current_time() + (math.inf if limit is None else limit)
         try:
             want = next(gen)
             while True:
@@ -825,7 +841,8 @@ class TrioConnection(AsyncConnection[Row]):
 
     async def _finish_off(self, gen: PQGen[Any]) -> None:
         # psycopg ends a COPY that it sends by itself.
-        if self.pgconn.transaction_status == _ACTIVE and gen.__name__ != "copy_to":
+        name: str = gen.__name__  # type: ignore[attr-defined]  # a generator has one
+        if self.pgconn.transaction_status == _ACTIVE and name != "copy_to":
             with contextlib.suppress(psycopg.Error):
                 await self._carry_through(_drain(self.pgconn), patience=_FIRST_RESEND)
 
@@ -839,7 +856,7 @@ class TrioConnection(AsyncConnection[Row]):
     async def _clean_up(
         self,
         gen: PQGen[T],
-        turns: AbstractAsyncContextManager[None],
+        turns: _TurnsLike,
         *,
         patience: float = math.inf,
     ) -> T:

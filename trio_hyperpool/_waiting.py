@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Final
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Final, cast
 
 import trio
 from trio.lowlevel import (
@@ -27,8 +27,8 @@ class _Nothing:
 
     __slots__ = ()
 
-    def __await__(self) -> Iterator[None]:
-        return iter(())
+    def __await__(self) -> Generator[Any, Any, None]:
+        return cast("Generator[Any, Any, None]", iter(()))
 
 
 NOTHING: Final[Awaitable[None]] = _Nothing()
@@ -118,10 +118,9 @@ def _select(fd: int, want: int) -> int:
     return (READABLE if readable else 0) | (WRITABLE if writable else 0)
 
 
-ready_now: Final[Callable[[int, int], int]] = (
-    _select if sys.platform == "win32" else _poll
-)
-"""For which of the wanted directions the socket is ready at this moment."""
+def ready_now(fd: int, want: int) -> int:
+    """For which of the wanted directions the socket is ready at this moment."""
+    return _select(fd, want) if sys.platform == "win32" else _poll(fd, want)
 
 
 async def wait_ready(fd: int, want: int) -> int:
@@ -156,11 +155,12 @@ async def _wait_either(fd: int) -> int:
 
 def most_urgent(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one exception of a group that has to be heard: a cancellation comes last."""
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves.append(
-            most_urgent(error) if isinstance(error, BaseExceptionGroup) else error
-        )
+    leaves = [
+        most_urgent(cast("BaseExceptionGroup[BaseException]", error))
+        if isinstance(error, BaseExceptionGroup)
+        else error
+        for error in group.exceptions
+    ]
     return min(
         leaves,
         key=lambda error: (
