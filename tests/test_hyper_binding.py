@@ -103,7 +103,23 @@ def test_placeholders_that_could_let_a_value_out_are_refused(query: bytes) -> No
 
 
 _PIECES = st.sampled_from(
-    ["%s", "%%", "'", '"', "\\", "$$", "$a$", "--", "/*", "*/", "\n", " ", "E", ",", "1"]
+    [
+        "%s",
+        "%%",
+        "'",
+        '"',
+        "\\",
+        "$$",
+        "$a$",
+        "--",
+        "/*",
+        "*/",
+        "\n",
+        " ",
+        "E",
+        ",",
+        "1",
+    ]
 )
 
 

@@ -8,7 +8,7 @@ import inspect
 import math
 import struct
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from decimal import Decimal
 from typing import Any
 
@@ -33,7 +33,9 @@ async def conn(hyperd: Any) -> AsyncGenerator[Connection]:
     await connection.close()
 
 
-def connected(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+def connected(
+    test: Callable[..., Awaitable[None]],
+) -> Callable[..., Coroutine[Any, Any, None]]:
     """Give every example a connection: a fixture would serve the first one only."""
 
     async def run(hyperd: Any, **values: Any) -> None:
@@ -41,7 +43,10 @@ def connected(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[N
             await test(conn, **values)
 
     old = inspect.signature(test)
-    new = [p.replace(name="hyperd") if p.name == "conn" else p for p in old.parameters.values()]
+    new = [
+        p.replace(name="hyperd") if p.name == "conn" else p
+        for p in old.parameters.values()
+    ]
     run.__signature__ = old.replace(parameters=new)  # type: ignore[attr-defined]
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     run.__qualname__, run.__module__ = test.__qualname__, test.__module__
@@ -82,7 +87,9 @@ decimals = st.builds(
 )
 integers = st.one_of(
     st.integers(-(10**38) + 1, 10**38 - 1),
-    st.sampled_from([s * 2**n + d for n in (15, 31, 63) for s in (1, -1) for d in (-1, 0, 1)]),
+    st.sampled_from(
+        [s * 2**n + d for n in (15, 31, 63) for s in (1, -1) for d in (-1, 0, 1)]
+    ),
 )
 aware = st.datetimes(
     min_value=dt.datetime(1, 1, 3),
@@ -113,7 +120,9 @@ async def test_integers_of_any_size_come_back(conn: Connection, value: int) -> N
 @example(5e-324)
 @example(1.7976931348623157e308)
 @connected
-async def test_doubles_come_back_to_the_last_bit(conn: Connection, value: float) -> None:
+async def test_doubles_come_back_to_the_last_bit(
+    conn: Connection, value: float
+) -> None:
     assert same(await echo(conn, value), value)
 
 
@@ -148,7 +157,9 @@ async def test_texts_come_back_whatever_they_hold(conn: Connection, value: str) 
 @exact
 @given(
     st.lists(
-        st.sampled_from(["'", "\\", '"', "$$", "--", "/*", "*/", "%s", "%", ";", "\n", "E'", "a"]),
+        st.sampled_from(
+            ["'", "\\", '"', "$$", "--", "/*", "*/", "%s", "%", ";", "\n", "E'", "a"]
+        ),
         max_size=12,
     ).map("".join)
 )
@@ -236,9 +247,7 @@ async def test_points_in_time_come_back_in_any_session_zone(
 
 @exact
 @given(
-    st.timedeltas(
-        min_value=dt.timedelta(days=-days), max_value=dt.timedelta(days=days)
-    )
+    st.timedeltas(min_value=dt.timedelta(days=-days), max_value=dt.timedelta(days=days))
 )
 @example(dt.timedelta.max)
 @example(dt.timedelta.min)
@@ -257,7 +266,9 @@ async def test_uuids_come_back(conn: Connection, value: uuid.UUID) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -322,12 +333,16 @@ async def test_a_list_without_elements_becomes_what_the_query_wants(
     assert await cursor.fetchone() == (False,)
 
 
+class Flags(enum.Flag):
+    A = 1
+
+
 REFUSED: list[tuple[Any, type[Exception]]] = [
     ("\0", psycopg.DataError),
     ("\ud800", psycopg.DataError),
     (["a\0"], psycopg.DataError),
-    (Json("\ud800", lambda obj: str(obj)), psycopg.DataError),
-    (Json("\0", lambda obj: str(obj)), psycopg.DataError),
+    (Json("\ud800", str), psycopg.DataError),
+    (Json("\0", str), psycopg.DataError),
     (10**38, psycopg.DataError),
     (-(10**38), psycopg.DataError),
     (10**5000, psycopg.DataError),
@@ -354,13 +369,11 @@ REFUSED: list[tuple[Any, type[Exception]]] = [
     ([{}], psycopg.NotSupportedError),
     ({1}, psycopg.NotSupportedError),
     (object(), psycopg.NotSupportedError),
-    (enum.Flag("F", ["A", "B"])(0), psycopg.DataError),
+    (Flags(0), psycopg.DataError),
 ]
 
 
-@pytest.mark.parametrize(
-    ("value", "error"), REFUSED, ids=map(str, range(len(REFUSED)))
-)
+@pytest.mark.parametrize(("value", "error"), REFUSED, ids=map(str, range(len(REFUSED))))
 async def test_what_hyper_cannot_hold_is_refused_before_it_is_sent(
     conn: Connection, value: Any, error: type[Exception]
 ) -> None:
@@ -422,7 +435,7 @@ ODD_RESULTS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("sql", "expected"), ODD_RESULTS, ids=lambda v: str(v))
+@pytest.mark.parametrize(("sql", "expected"), ODD_RESULTS, ids=str)
 async def test_results_that_have_no_parameter_of_their_type_are_exact(
     conn: Connection, sql: str, expected: Any
 ) -> None:
@@ -476,11 +489,15 @@ async def test_geography_is_its_well_known_text(conn: Connection) -> None:
 async def test_doubles_stay_exact_after_a_reset(conn: Connection) -> None:
     for reset in ("RESET ALL", "reset extra_float_digits"):
         await conn.execute(reset)
-        cursor = await conn.execute("SELECT '0.1'::double precision + 0.2::double precision")
+        cursor = await conn.execute(
+            "SELECT '0.1'::double precision + 0.2::double precision"
+        )
         assert await cursor.fetchone() == (0.1 + 0.2,)
     async with conn.pipeline():
         await conn.execute("RESET ALL")
-        cursor = await conn.execute("SELECT 0.1::double precision + 0.2::double precision")
+        cursor = await conn.execute(
+            "SELECT 0.1::double precision + 0.2::double precision"
+        )
         assert await cursor.fetchone() == (0.1 + 0.2,)
 
 

@@ -202,15 +202,15 @@ _COPY_STREAM: Final = re.compile(rb"(?i)\b(?:STDIN|STDOUT)\b")
 _FORMAT: Final = re.compile(rb"(?i)\bFORMAT\b")
 
 _ATTACHED_AS: Final = re.compile(
-    rb'(?is)\bAS' + _BLANKS + rb'++("(?:[^"]|"")++"|[A-Za-z_\x80-\xff][\w\x80-\xff]*+)'
+    rb"(?is)\bAS" + _BLANKS + rb'++("(?:[^"]|"")++"|[A-Za-z_\x80-\xff][\w\x80-\xff]*+)'
     rb"(?:" + _BLANKS + rb"|;)*+(?:\Z|WITH\b)"
 )
 
-_CHANGES_SESSION: Final = frozenset({b"SET", b"RESET", b"ATTACH", b"DETACH", b"PREPARE"})
-_CRASHES: Final = "crashes hyperd"
-_SHORTENED: Final = (
-    "gives the first row only: write SELECT * FROM (VALUES …) AS t"
+_CHANGES_SESSION: Final = frozenset(
+    {b"SET", b"RESET", b"ATTACH", b"DETACH", b"PREPARE"}
 )
+_CRASHES: Final = "crashes hyperd"
+_SHORTENED: Final = "gives the first row only: write SELECT * FROM (VALUES …) AS t"
 _IF_EXTENDED: Final = {
     "FETCH": _CRASHES,
     "MOVE": _CRASHES,

@@ -14,7 +14,7 @@ This module touches psycopg's internals; these are the names that are not public
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 
 from psycopg import (
     AsyncCursor,
@@ -78,13 +78,13 @@ class HyperQuery(PostgresQuery):
 
     def dump(self, vars: Params | None) -> None:  # noqa: A002
         """Put other parameters into the query that was read last."""
-        assert vars is not None
         params: list[Buffer | None] = []
         types: list[int] = []
         formats: list[pq.Format] = []
         chunks = self._template.chunks
         pieces = [chunks[0]]
-        for value, chunk in zip(self._template.arrange(vars), chunks[1:], strict=True):
+        values = self._template.arrange(vars or ())
+        for value, chunk in zip(values, chunks[1:], strict=True):
             literal = b"NULL" if value is None else self._literal(value)
             if literal is None or len(literal) > LONGEST_LITERAL:
                 bytes_like = isinstance(value, _Bytes)
@@ -102,12 +102,17 @@ class HyperQuery(PostgresQuery):
         self.formats = formats or None
 
     def _literal(self, value: Any) -> bytes | None:
-        if isinstance(value, _Bytes) and len(value) > LONGEST_LITERAL:
+        if (
+            isinstance(value, _Bytes)
+            and memoryview(cast("bytes", value)).nbytes > LONGEST_LITERAL
+        ):
             return None
         return self._tx.as_literal(value)
 
 
-def as_bytes(query: Query, tx: AnyTransformer, *, with_params: bool) -> bytes:
+def as_bytes(
+    query: Query | sql.Composable, tx: AnyTransformer, *, with_params: bool
+) -> bytes:
     """Encode a query; in composed ones, guard the percent signs that are no placeholders.
 
     A `psycopg.sql.Literal` or `psycopg.sql.Identifier` may hold any text, which must
@@ -132,7 +137,7 @@ def as_bytes(query: Query, tx: AnyTransformer, *, with_params: bool) -> bytes:
     )
 
 
-def refuse_prepare(prepare: bool | None) -> None:
+def refuse_prepare(prepare: bool | None) -> None:  # noqa: FBT001
     """Refuse to prepare a statement.
 
     A prepared statement fails for ever once its table was dropped and made again,
@@ -150,14 +155,14 @@ class HyperCursorMixin(AsyncCursor[Row]):
 
     _binary_result = False
 
-    async def execute(  # type: ignore[override]
+    async def execute(
         self,
         query: Query,
         params: Params | None = None,
         *,
         prepare: bool | None = None,
         binary: bool | None = None,
-    ) -> HyperCursorMixin[Row]:
+    ) -> Self:
         """Execute a statement, as `psycopg.AsyncCursor.execute` does.
 
         Raises:
@@ -168,7 +173,9 @@ class HyperCursorMixin(AsyncCursor[Row]):
         return self
 
     def _get_prepared(
-        self, pgq: PostgresQuery, prepare: bool | None = None
+        self,
+        pgq: PostgresQuery,
+        prepare: bool | None = None,  # noqa: FBT001
     ) -> tuple[Prepare, bytes]:
         return (Prepare.NO, b"")
 
@@ -184,7 +191,7 @@ class HyperCursorMixin(AsyncCursor[Row]):
         # RESET goes back to what the server started with, not to what the session
         # was opened with.
         if (pgq := self._query) and read_statement(pgq.query).resets_settings:
-            yield from self._conn._exec_command(EXACT_FLOATS)
+            yield from self._conn._exec_command(EXACT_FLOATS)  # noqa: SLF001
 
     def _execute_send(
         self,
@@ -199,7 +206,7 @@ class HyperCursorMixin(AsyncCursor[Row]):
             force_extended
             or query.params
             or self._binary_result
-            or self._conn._pipeline
+            or self._conn._pipeline  # noqa: SLF001
         ):
             raise NotSupportedError(
                 f"{statement.verb} by the extended protocol, which binary results, "
@@ -237,7 +244,7 @@ class HyperCursorMixin(AsyncCursor[Row]):
     def _start_copy_gen(
         self, statement: Query, params: Params | None = None
     ) -> PQGen[None]:
-        if self._conn._pipeline:
+        if self._conn._pipeline:  # noqa: SLF001
             raise NotSupportedError("COPY cannot be used in pipeline mode")
         query = HyperQuery(Transformer(self))
         query.convert(statement, params)
@@ -297,16 +304,17 @@ class HyperNamedCursor(HyperCursorMixin[Row], AsyncServerCursor[Row]):
 
     _query_cls = HyperQuery
 
-    async def execute(  # type: ignore[override]
+    async def execute(
         self,
         query: Query,
         params: Params | None = None,
         *,
         binary: bool | None = None,
         **kwargs: Any,
-    ) -> HyperNamedCursor[Row]:
+    ) -> Self:
         """Declare the cursor, as `psycopg.AsyncServerCursor.execute` does."""
-        await AsyncServerCursor.execute(self, query, params, binary=binary, **kwargs)
+        declaring = cast("Any", super(HyperCursorMixin, self))
+        await declaring.execute(query, params, binary=binary, **kwargs)
         return self
 
     def _declare_gen(
@@ -329,4 +337,3 @@ class HyperNamedCursor(HyperCursorMixin[Row], AsyncServerCursor[Row]):
                 f"a parameter of a named cursor is at most {LONGEST_LITERAL} bytes long"
             )
         super()._execute_send(query, force_extended=force_extended, binary=False)
-

@@ -12,7 +12,6 @@ changed) is raised before anything is sent.
 from __future__ import annotations
 
 import datetime as dt
-import enum
 import math
 import uuid
 from decimal import Decimal
@@ -89,7 +88,7 @@ class StrDumper(Dumper):
 class EnumDumper(StrDumper):
     """A plain enum goes by the names of its members, as in psycopg."""
 
-    def dump(self, obj: enum.Enum) -> bytes:
+    def dump(self, obj: Any) -> bytes:
         """Encode the member's name."""
         if obj.name is None:
             raise DataError(f"{obj!r} has no name to go by")
@@ -184,9 +183,10 @@ def plain_decimal(value: Decimal) -> tuple[bytes, int, int]:
     Raises:
         DataError: if it is not finite or has more digits than ``numeric`` holds.
     """
-    sign, numerals, exponent = value.as_tuple()
-    if not isinstance(exponent, int):
+    if not value.is_finite():
         raise DataError(f"Hyper's numeric has no {value}")
+    sign, numerals, power = value.as_tuple()
+    exponent = int(power)
     digits = "".join(map(str, numerals))
     if not digits.strip("0"):
         digits = "0"
@@ -244,7 +244,7 @@ class BytesDumper(TypedDumper):
     type_name = b"bytea"
 
     def dump(self, obj: Any) -> bytes:
-        """Write ``\\x`` and two digits for each byte."""
+        r"""Write ``\x`` and two digits for each byte."""
         return b"\\x" + bytes(obj).hex().encode()
 
     def quote(self, obj: Any) -> bytes:
@@ -299,7 +299,7 @@ class DatetimeDumper(TypedDumper):
 
     def upgrade(self, obj: Any, format: PyFormat) -> Dumper:  # noqa: A002 - psycopg's
         """Give the dumper for a datetime with or without a zone."""
-        return self if obj.utcoffset() is None else _AwareDatetimeDumper(type(obj))
+        return self if obj.utcoffset() is None else _AwareDatetimeDumper(self.cls)
 
     def dump(self, obj: dt.datetime) -> bytes:
         """Write date and time."""
@@ -314,7 +314,7 @@ class _AwareDatetimeDumper(TypedDumper):
         # The server refuses offsets with seconds and most above 12 hours; UTC is
         # the same point in time.
         try:
-            utc = obj.astimezone(dt.timezone.utc)
+            utc = obj.astimezone(dt.UTC)
         except OverflowError:
             raise DataError(f"in UTC {obj} is beyond the years 1 to 9999") from None
         return utc.isoformat(" ").encode()

@@ -14,12 +14,13 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from random import random
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import psycopg
 import trio
 from psycopg import (
     AsyncCursor,
+    AsyncServerCursor,
     AsyncTransaction,
     NotSupportedError,
     OperationalError,
@@ -105,8 +106,10 @@ class HyperConnection(TrioConnection[Row]):
         row_factory: AsyncRowFactory[Any] = tuple_row,
     ) -> None:
         super().__init__(pgconn, row_factory)
-        self.cursor_factory = HyperCursor
-        self.server_cursor_factory = HyperNamedCursor
+        self.cursor_factory = cast("type[AsyncCursor[Row]]", HyperCursor)
+        self.server_cursor_factory = cast(
+            "type[AsyncServerCursor[Row]]", HyperNamedCursor
+        )
         self._template = hyper_adapters()
         self._is_in_block = False
         # One object for the connection and all its views.
@@ -155,7 +158,7 @@ class HyperConnection(TrioConnection[Row]):
     @prepare_threshold.setter
     def prepare_threshold(self, value: int | None) -> None:
         refuse_prepare(value is not None)
-        super(HyperConnection, type(self)).prepare_threshold.__set__(self, value)
+        self._prepared.prepare_threshold = value
 
     @asynccontextmanager
     async def transaction(
@@ -185,7 +188,9 @@ class HyperConnection(TrioConnection[Row]):
             raise _no_savepoints()
         self._is_in_block = True
         try:
-            async with super().transaction(force_rollback=force_rollback) as transaction:
+            async with super().transaction(
+                force_rollback=force_rollback
+            ) as transaction:
                 yield transaction
         finally:
             self._is_in_block = False
@@ -300,10 +305,11 @@ class HyperConnector:
         connection = await self._open("", password)
         try:
             await self._patiently(self._attach, connection, (errors.ObjectInUse,))
-        except BaseException as error:
+        except psycopg.Error as error:
             connection.abort()
-            if isinstance(error, psycopg.Error):
-                raise self._explained(error) from error
+            raise self._explained(error) from error
+        except BaseException:
+            connection.abort()
             raise
         return connection
 
@@ -332,6 +338,12 @@ class HyperConnector:
     def lend(self, connection: HyperConnection[Any], /) -> HyperConnection[Any]:
         """Make a view of the connection for one block."""
         return connection.lend()
+
+    def adopt(
+        self, connection: HyperConnection[Any], view: HyperConnection[Any], /
+    ) -> None:
+        """Make what ``after_connect`` set on its view hold for every later view."""
+        connection.adopt(view)
 
     def reclaim(
         self,
@@ -375,17 +387,17 @@ class HyperConnector:
         """Detach every database and end the session.
 
         The last session to detach makes the server write what was committed: only
-        then is it on disk. A checkpoint. Cancelled, or if the server does not answer,
-        the connection is closed all the same.
+        then is it on disk. A checkpoint. Cancelled or failing, it closes the connection
+        all the same.
+
+        Raises:
+            psycopg.Error: if the server did not take the farewell.
         """
         try:
             if connection.pgconn.transaction_status in _IN_TRANSACTION:
                 await connection.rollback()
             for alias in (_quoted(self._path), *connection.session_traces.aliases):
                 await self._detach(connection, alias)
-        except psycopg.Error:
-            # It is being closed: who cannot say goodbye goes without.
-            return
         finally:
             connection.abort()
 
@@ -408,9 +420,7 @@ class HyperConnector:
         if password is not None:
             parameters["password"] = password
         try:
-            connection = await HyperConnection.connect(
-                make_conninfo("", **parameters)
-            )
+            connection = await HyperConnection.connect(make_conninfo("", **parameters))
         except OperationalError as error:
             text = str(error)
             # libpq does not tell the SQLSTATE of a refusal, only its severity.
@@ -428,7 +438,9 @@ class HyperConnector:
             await self._shielded(
                 connection, sql.SQL("DROP DATABASE IF EXISTS {}").format(path)
             )
-        unless_exists = "IF NOT EXISTS " if mode is CreateMode.CREATE_IF_NOT_EXISTS else ""
+        unless_exists = (
+            "IF NOT EXISTS " if mode is CreateMode.CREATE_IF_NOT_EXISTS else ""
+        )
         statement = sql.SQL("CREATE DATABASE " + unless_exists + "{}").format(path)
         sent_before, self._create_sent = self._create_sent, True
         try:
@@ -464,7 +476,7 @@ class HyperConnector:
 
     async def _detach(self, connection: HyperConnection[Any], alias: str) -> None:
         with suppress(errors.InvalidCatalogName):  # the user has done it
-            await connection.execute(sql.SQL("DETACH DATABASE ") + sql.SQL(alias))
+            await connection.execute(b"DETACH DATABASE " + alias.encode())
 
     async def _patiently(
         self,
@@ -510,7 +522,7 @@ def _ddl_lock(server: str) -> trio.Lock:
     try:
         locks = _ddl_locks.get()
     except LookupError:
-        locks = {}
+        locks = dict[str, trio.Lock]()
         _ddl_locks.set(locks)
     return locks.setdefault(server, trio.Lock())
 

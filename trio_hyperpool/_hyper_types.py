@@ -176,4 +176,3 @@ def hyper_adapters() -> AdaptersMap:
     for oid, loader in _loaders_of_all_types():
         adapters.register_loader(oid, loader)
     return adapters
-

@@ -14,7 +14,7 @@ from psycopg import DataError, NotSupportedError, pq
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
-_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
+_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _FLOAT4: Final = struct.Struct("!f")
 _INT8: Final = struct.Struct("!q")
 _INTERVAL_PARTS: Final = struct.Struct("!qii")
@@ -40,7 +40,7 @@ class TimestamptzLoader(Loader):
         """Read the text form."""
         text = str(data, "ascii")
         try:
-            return dt.datetime.fromisoformat(text).astimezone(dt.timezone.utc)
+            return dt.datetime.fromisoformat(text).astimezone(dt.UTC)
         except (ValueError, OverflowError):
             raise DataError(f"beyond the years 1 to 9999: {text!r}") from None
 
@@ -84,7 +84,9 @@ class IntervalLoader(Loader):
         if sign:
             micros = -micros
         micros += (int(hours or 0) * 60 + int(minutes or 0)) * 60_000_000
-        return _duration(int(years or 0) * 12 + int(months or 0), int(days or 0), micros)
+        return _duration(
+            int(years or 0) * 12 + int(months or 0), int(days or 0), micros
+        )
 
 
 class IntervalBinaryLoader(Loader):
