@@ -1,0 +1,135 @@
+"""The command line: ``demo`` and ``sql``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from types import NoneType
+from typing import Any, Final, TextIO, TypeAlias
+
+import psycopg
+import trio
+
+from ._demo import show
+from ._errors import HyperdError, PoolError
+from ._pool import open_pool
+
+_NUMBER_OR_NULL: Final = (int, float, Decimal, NoneType)
+
+Rows: TypeAlias = Sequence[Sequence[Any]]
+Write: TypeAlias = Callable[[Sequence[str], Rows, TextIO], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit status.
+
+    0 if it did what was asked, 1 if the database said no, 2 for a wrong call.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        trio.run(options.run, options)
+    except (PoolError, HyperdError, psycopg.Error) as error:
+        print(f"{options.prog}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever reads us has seen enough. What is still in the buffer must not be
+        # tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trio_hyperpool",
+        description="A connection pool for Tableau Hyper, and what it can show.",
+    )
+    parser.set_defaults(prog="trio_hyperpool")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="a tour: load rows, query them concurrently, cancel a query",
+        description="Start a private hyperd, load a table, run many queries at once "
+        "over a small pool, cancel one of them, and show what the pool counted.",
+    )
+    demo.set_defaults(run=_run_demo)
+
+    sql = commands.add_parser(
+        "sql",
+        help="execute a statement on a .hyper file",
+        description="Execute one statement on a .hyper file, on a private hyperd, "
+        "and print its result.",
+    )
+    sql.add_argument("file", metavar="FILE.hyper", help="an existing .hyper file")
+    sql.add_argument("statement", metavar="STATEMENT", help="one SQL statement")
+    form = sql.add_mutually_exclusive_group()
+    form.add_argument(
+        "--csv", dest="write", action="store_const", const=_write_csv, help="as CSV"
+    )
+    form.add_argument(
+        "--json",
+        dest="write",
+        action="store_const",
+        const=_write_json,
+        help="as a JSON array of objects",
+    )
+    sql.set_defaults(run=_run_sql, write=_write_table)
+    return parser
+
+
+async def _run_demo(_options: argparse.Namespace) -> None:
+    await show(sys.stdout)
+
+
+async def _run_sql(options: argparse.Namespace) -> None:
+    write: Write = options.write
+    async with (
+        open_pool(database=options.file, max_size=1) as pool,
+        pool.lease() as connection,
+    ):
+        cursor = await connection.execute(options.statement.encode())
+        if cursor.description is None:
+            print(cursor.statusmessage, file=sys.stderr)
+            return
+        rows = await cursor.fetchall()
+        write([column.name for column in cursor.description], rows, sys.stdout)
+
+
+def _write_csv(names: Sequence[str], rows: Rows, out: TextIO) -> None:
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow(row)
+
+
+def _write_json(names: Sequence[str], rows: Rows, out: TextIO) -> None:
+    records = (dict(zip(names, row, strict=True)) for row in rows)
+    lines = (json.dumps(one, default=str, ensure_ascii=False) for one in records)
+    out.write("[\n" + ",\n".join(lines) + "\n]\n" if rows else "[]\n")
+
+
+def _write_table(names: Sequence[str], rows: Rows, out: TextIO) -> None:
+    cells = [list(names)]
+    is_number = [True] * len(names)
+    for row in rows:
+        cells.append(["" if value is None else str(value) for value in row])
+        for index, value in enumerate(row):
+            if isinstance(value, bool) or not isinstance(value, _NUMBER_OR_NULL):
+                is_number[index] = False
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    for line in cells:
+        padded = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, is_number, strict=True)
+        )
+        out.write("  ".join(padded).rstrip() + "\n")
+    out.write(f"({len(rows)} row{'' if len(rows) == 1 else 's'})\n")
