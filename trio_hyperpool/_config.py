@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
 import math
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NoReturn, TypeAlias, TypedDict
 
 from ._endpoint import parse_endpoint
 
@@ -164,7 +165,6 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         if self.endpoint is not None:
-            _require_text("endpoint", self.endpoint)
             parse_endpoint(self.endpoint)
         self._normalise("database", _checked_path(self.database))
         if not isinstance(self.create_mode, CreateMode):
@@ -197,6 +197,8 @@ class PoolConfig:
                 f"allowed, not a {type(self.password).__name__}"
             )
             raise TypeError(msg)
+        if isinstance(self.password, str) and "\0" in self.password:
+            raise ValueError("password: a NUL character is not allowed")
         if self.user is None:
             raise ValueError(
                 "password: allowed only together with a user, and user is None"
@@ -253,7 +255,7 @@ def check_attempts(attempts: int) -> None:
     _require_count("attempts", attempts, least=1)
 
 
-def _refuse_type(field: str, value: object, allowed: str) -> None:
+def _refuse_type(field: str, value: object, allowed: str) -> NoReturn:
     raise TypeError(f"{field}: {allowed} is allowed, not {value!r}")
 
 
@@ -262,7 +264,7 @@ def _require_text(field: str, value: object) -> None:
         _refuse_type(field, value, "a str or None")
     if not value:
         raise ValueError(f"{field}: a str that is not empty is allowed, not ''")
-    _refuse_nul(field, str(value))
+    _refuse_nul(field, value)
 
 
 def _refuse_nul(field: str, value: str) -> None:
@@ -289,7 +291,6 @@ def _require_count(
     allowed = f"an int of at least {least}" + (" or math.inf" if or_inf else "")
     if isinstance(value, bool) or not isinstance(value, int):
         _refuse_type(field, value, allowed)
-        return
     if value < least:
         raise ValueError(f"{field}: {allowed} is allowed, not {value!r}")
 
@@ -298,7 +299,6 @@ def _require_seconds(field: str, value: object, *, zero: bool = True) -> None:
     allowed = f"a number of seconds {'from' if zero else 'above'} 0 up to math.inf"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         _refuse_type(field, value, allowed)
-        return
     # Written so that NaN, of which every comparison is false, is refused.
     in_range = value >= 0 if zero else value > 0
     if not in_range:
@@ -317,6 +317,9 @@ def _checked_health_check(value: object) -> object:
 
 
 def _is_async(value: object) -> bool:
+    while isinstance(value, functools.partial):
+        value = value.func
     return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(
-        getattr(value, "__call__", None)  # noqa: B004 - the method is looked at
+        # Where a call looks for it: the class itself is not async, its objects are.
+        getattr(type(value), "__call__", None)  # noqa: B004 - the method is looked at
     )
