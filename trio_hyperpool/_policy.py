@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 
 from ._config import HealthCheck, PoolConfig
 
@@ -74,6 +73,6 @@ def is_probed(config: PoolConfig, idle_for: float, *, suspect: bool) -> bool:
 
 def backoff(config: PoolConfig, failures: int, chance: float) -> float:
     """Seconds before the next attempt after so many failures, one at least."""
-    # The exponent is bounded first: 2.0 ** 1024 overflows.
-    doubled = math.ldexp(config.create_backoff, min(failures - 1, 64))
+    # The exponent is bounded: 2.0 ** 1024 raises, where a product would be infinite.
+    doubled = config.create_backoff * 2.0 ** min(failures - 1, 64)
     return min(doubled, LONGEST_BACKOFF) * (1 - JITTER * chance)
