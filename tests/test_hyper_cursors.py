@@ -80,7 +80,7 @@ def refused_unsent(
                 "_stream_fetchone_gen",
             ],
         ),
-        (ServerCursorMixin, ["_declare_gen"]),
+        (ServerCursorMixin, ["_declare_gen", "_fetch_gen", "_scroll_gen"]),
         (psycopg.AsyncConnection, ["_exec_command"]),
         (Prepare, ["NO"]),
     ],
@@ -235,7 +235,28 @@ async def test_named_cursors_take_parameters_and_iterate(
     assert await conn.fetch_value("SELECT 1") == 1
 
 
-@pytest.mark.parametrize("size", [1, 3])
+async def test_a_named_cursor_is_refused_in_a_pipeline_that_came_later(
+    conn: Connection,
+) -> None:
+    async with conn.cursor("c", withhold=True, scrollable=True) as cursor:
+        await cursor.execute("SELECT a FROM generate_series(1, 9) t(a)")
+        async with conn.pipeline():
+            for operation in (
+                cursor.fetchone,
+                cursor.fetchall,
+                lambda: cursor.scroll(1),
+            ):
+                with pytest.raises(psycopg.NotSupportedError, match="pipeline"):
+                    await operation()
+        assert len(await cursor.fetchall()) == 9
+
+
+needs_libpq_17 = pytest.mark.skipif(
+    pq.version() < 170000, reason="chunks need libpq 17"
+)
+
+
+@pytest.mark.parametrize("size", [1, pytest.param(3, marks=needs_libpq_17)])
 @pytest.mark.parametrize("binary", [False, True])
 async def test_streams_give_every_row(
     conn: Connection, size: int, binary: bool

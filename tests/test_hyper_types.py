@@ -337,6 +337,14 @@ class Flags(enum.Flag):
     A = 1
 
 
+class Stamp(dt.datetime):
+    nanosecond = 5
+
+
+class Delta(dt.timedelta):
+    nanoseconds = 5
+
+
 REFUSED: list[tuple[Any, type[Exception]]] = [
     ("\0", psycopg.DataError),
     ("\ud800", psycopg.DataError),
@@ -370,6 +378,9 @@ REFUSED: list[tuple[Any, type[Exception]]] = [
     ({1}, psycopg.NotSupportedError),
     (object(), psycopg.NotSupportedError),
     (Flags(0), psycopg.DataError),
+    (Stamp(2024, 1, 1), psycopg.DataError),
+    (Stamp(2024, 1, 1, tzinfo=dt.UTC), psycopg.DataError),
+    (Delta(1), psycopg.DataError),
 ]
 
 
@@ -535,3 +546,29 @@ async def test_server_bound_parameters_come_back_or_are_refused(
         await conn.cursor().executemany("SELECT %s", [[1], [Decimal("1.5")]])
     with pytest.raises(psycopg.NotSupportedError, match="%b"):
         await conn.execute("SELECT %b", [1])
+
+
+async def test_numpy_scalars_come_back_as_what_they_equal(conn: Connection) -> None:
+    numpy = pytest.importorskip("numpy")
+    for value in (
+        numpy.int8(-5),
+        numpy.uint64(2**64 - 1),
+        numpy.int64(-(2**63)),
+        numpy.float16(0.1),
+        numpy.float32(0.1),
+        numpy.float64(0.1),
+        numpy.bool_(True),
+        numpy.str_("a'\\"),
+        numpy.bytes_(b"\0\\"),
+    ):
+        assert await echo(conn, value) == value.item()
+        assert await echo(conn, [value, None]) == [value.item(), None]
+    for value in (
+        numpy.longdouble(1) / 3,
+        numpy.datetime64("2024-01-01"),
+        numpy.timedelta64(1),
+        numpy.complex64(1),
+        numpy.array([1, 2]),
+    ):
+        with pytest.raises(psycopg.NotSupportedError):
+            await conn.execute("SELECT %s", [value])

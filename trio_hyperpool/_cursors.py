@@ -7,7 +7,7 @@ This module touches psycopg's internals; these are the names that are not public
 * ``BaseCursor._query_cls``, ``_conn``, ``_pgconn``, ``_tx``, ``_convert_query``,
   ``_execute_gen``, ``_execute_send``, ``_get_prepared``, ``_select_current_result``,
   ``_start_copy_gen``, ``_stream_fetchone_gen``
-* ``ServerCursorMixin._declare_gen``
+* ``ServerCursorMixin._declare_gen``, ``_fetch_gen``, ``_scroll_gen``
 * ``BaseConnection._exec_command``, ``_pipeline``
 * ``psycopg._preparing.Prepare``
 """
@@ -54,7 +54,7 @@ _Bytes: TypeAlias = bytes | bytearray | memoryview
 class HyperQuery(PostgresQuery):
     """A query whose parameters stand in its text, save those too long for a literal."""
 
-    __slots__ = ("_template",)
+    __slots__ = ("_template", "statement")
 
     def convert(self, query: Query, vars: Params | None) -> None:  # noqa: A002
         """Read the query and put the parameters in.
@@ -68,6 +68,8 @@ class HyperQuery(PostgresQuery):
         if b"\0" in text:
             # libpq would send what is before it.
             raise DataError("a query cannot hold a NUL character")
+        # Read before the parameters are in: their text says nothing, and may be long.
+        self.statement = read_statement(text)
         if vars is None:
             self.query = text
             self.params = self.formats = None
@@ -150,6 +152,12 @@ def refuse_prepare(prepare: bool | None) -> None:  # noqa: FBT001
         )
 
 
+def _statement_of(query: PostgresQuery) -> Statement:
+    if isinstance(query, HyperQuery):
+        return query.statement
+    return read_statement(query.query)
+
+
 class HyperCursorMixin(AsyncCursor[Row]):
     """What all cursors share: results, and the statements that must not be sent."""
 
@@ -190,7 +198,7 @@ class HyperCursorMixin(AsyncCursor[Row]):
         yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         # RESET goes back to what the server started with, not to what the session
         # was opened with.
-        if (pgq := self._query) and read_statement(pgq.query).resets_settings:
+        if (pgq := self._query) and _statement_of(pgq).resets_settings:
             yield from self._conn._exec_command(EXACT_FLOATS)  # noqa: SLF001
 
     def _execute_send(
@@ -200,7 +208,7 @@ class HyperCursorMixin(AsyncCursor[Row]):
         force_extended: bool = False,
         binary: bool | None = None,
     ) -> None:
-        statement = read_statement(query.query)
+        statement = _statement_of(query)
         self._binary_result = bool(self.format if binary is None else binary)
         if (trouble := statement.if_extended) and (
             force_extended
@@ -337,3 +345,15 @@ class HyperNamedCursor(HyperCursorMixin[Row], AsyncServerCursor[Row]):
                 f"a parameter of a named cursor is at most {LONGEST_LITERAL} bytes long"
             )
         super()._execute_send(query, force_extended=force_extended, binary=False)
+
+    def _fetch_gen(self, num: int | None) -> PQGen[list[Row]]:
+        self._refuse_pipeline("FETCH")
+        return (yield from super()._fetch_gen(num))
+
+    def _scroll_gen(self, value: int, mode: str) -> PQGen[None]:
+        self._refuse_pipeline("MOVE")
+        yield from super()._scroll_gen(value, mode)
+
+    def _refuse_pipeline(self, verb: str) -> None:
+        if self._conn._pipeline:  # noqa: SLF001
+            raise NotSupportedError(f"{verb} in a pipeline crashes hyperd")

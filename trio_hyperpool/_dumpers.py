@@ -263,6 +263,12 @@ class ServerBoundBytesDumper(Dumper):
         return bytes(obj)
 
 
+def refuse_nanoseconds(value: object, attribute: str) -> None:
+    """Refuse what pandas adds to the types of `datetime`, and Hyper does not hold."""
+    if getattr(value, attribute, 0):
+        raise DataError(f"Hyper holds no nanoseconds, as there are in {value!r}")
+
+
 class DateDumper(TypedDumper):
     """A date."""
 
@@ -303,6 +309,7 @@ class DatetimeDumper(TypedDumper):
 
     def dump(self, obj: dt.datetime) -> bytes:
         """Write date and time."""
+        refuse_nanoseconds(obj, "nanosecond")
         return obj.replace(tzinfo=None).isoformat(" ").encode()
 
 
@@ -313,6 +320,7 @@ class _AwareDatetimeDumper(TypedDumper):
     def dump(self, obj: dt.datetime) -> bytes:
         # The server refuses offsets with seconds and most above 12 hours; UTC is
         # the same point in time.
+        refuse_nanoseconds(obj, "nanosecond")
         try:
             utc = obj.astimezone(dt.UTC)
         except OverflowError:
@@ -328,6 +336,7 @@ class TimedeltaDumper(TypedDumper):
 
     def dump(self, obj: dt.timedelta) -> bytes:
         """Write days, seconds and microseconds."""
+        refuse_nanoseconds(obj, "nanoseconds")
         return b"%d days %d seconds %d microseconds" % (
             obj.days,
             obj.seconds,

@@ -1,0 +1,179 @@
+"""A connection to Hyper, and what its statements did to the session."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Final, Self, cast
+
+from psycopg import (
+    AsyncCursor,
+    AsyncServerCursor,
+    AsyncTransaction,
+    NotSupportedError,
+    pq,
+)
+from psycopg.abc import AdaptContext, ConnParam
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import AsyncRowFactory, Row, tuple_row
+
+from ._binding import Statement
+from ._cursors import HyperCursor, HyperNamedCursor, refuse_prepare
+from ._driver import TrioConnection
+from ._hyper_types import hyper_adapters
+
+IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+
+
+class SessionTraces:
+    """What the statements of a session did to it, as far as their words tell.
+
+    Seen are SET, RESET, ATTACH, DETACH, PREPARE, CREATE TEMPORARY TABLE, cursors WITH
+    HOLD and ``set_config``. Not seen is what goes past the cursors, such as a COPY
+    into a temporary table: but that was created by a statement.
+    """
+
+    def __init__(self) -> None:
+        self.changed = False
+        self.aliases: list[str] = []
+
+    def note(self, statement: Statement) -> None:
+        """Keep in mind what a statement that is about to be sent will do."""
+        self.changed = True
+        if statement.alias is not None:
+            self.aliases.append(statement.alias)
+
+    def forget(self) -> None:
+        """Take the session as it is for unchanged."""
+        self.changed = False
+        self.aliases.clear()
+
+
+class HyperConnection(TrioConnection[Row]):
+    """A connection to Hyper: a `psycopg.AsyncConnection` that works in trio tasks.
+
+    What differs from psycopg's own:
+
+    * Autocommit is on unless asked otherwise.
+    * Parameters become literals in the query (`HyperCursor`), each with its type. Set
+      ``cursor_factory = HyperServerBindingCursor`` to let the server bind them.
+    * Statements are never prepared: Hyper's go stale when a table is dropped, and
+      can pair one table's data with another's columns. ``prepare=True`` raises
+      `psycopg.NotSupportedError`.
+    * ``transaction()`` within another, or with a savepoint's name, raises
+      `psycopg.NotSupportedError` before anything is sent: Hyper has no savepoints.
+    * Values come back exactly, as text and with ``binary=True``, or raise: an interval
+      of months is no `datetime.timedelta`, an infinite date no `datetime.date`.
+    """
+
+    def __init__(
+        self,
+        pgconn: pq.abc.PGconn,
+        row_factory: AsyncRowFactory[Any] = tuple_row,
+    ) -> None:
+        super().__init__(pgconn, row_factory)
+        self.cursor_factory = cast("type[AsyncCursor[Row]]", HyperCursor)
+        self.server_cursor_factory = cast(
+            "type[AsyncServerCursor[Row]]", HyperNamedCursor
+        )
+        self._template = hyper_adapters()
+        self._is_in_block = False
+        # One object for the connection and all its views.
+        self.session_traces = SessionTraces()
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str = "",
+        *,
+        autocommit: bool = True,
+        prepare_threshold: int | None = None,
+        context: AdaptContext | None = None,
+        row_factory: AsyncRowFactory[Row] | None = None,
+        cursor_factory: type[AsyncCursor[Row]] | None = None,
+        **kwargs: ConnParam,
+    ) -> Self:
+        """Connect to a server, as `psycopg.AsyncConnection.connect` does.
+
+        A checkpoint. Either returns a connection, or raises, `trio.Cancelled` too,
+        and leaves nothing open.
+        """
+        given = conninfo_to_dict(conninfo, **kwargs).get("options") or ""
+        # First, so that what the caller asks for wins.
+        kwargs["options"] = f"-c extra_float_digits=3 {given}".rstrip()
+        return await super().connect(
+            conninfo,
+            autocommit=autocommit,
+            prepare_threshold=prepare_threshold,
+            context=context,
+            row_factory=row_factory,
+            cursor_factory=cursor_factory,
+            **kwargs,
+        )
+
+    @property
+    def session_id(self) -> str:
+        """What the server calls this session, in its log for instance."""
+        return self.info.parameter_status("session_identifier") or ""
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """Always None: statements are never prepared."""
+        return super().prepare_threshold
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, value: int | None) -> None:
+        refuse_prepare(value is not None)
+        self._prepared.prepare_threshold = value
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        savepoint_name: str | None = None,
+        force_rollback: bool = False,  # noqa: FBT001, FBT002 - psycopg's signature
+    ) -> AsyncGenerator[AsyncTransaction]:
+        """A transaction for the block.
+
+        Entering and leaving are checkpoints. Left by an exception, `trio.Cancelled`
+        too, it is rolled back, or the connection is closed. A rollback takes back
+        what was done to rows; what was done to tables and databases stays.
+
+        Raises:
+            psycopg.NotSupportedError: within another transaction, or with the name
+                of a savepoint; nothing was sent.
+            psycopg.errors.InFailedSqlTransaction: the block ended normally, but the
+                server rolled back because of an earlier error.
+        """
+        if savepoint_name is not None or self._is_in_block:
+            raise _no_savepoints()
+        if self.pgconn.pipeline_status:
+            # A BEGIN that somebody wrote may be on its way.
+            async with self.pipeline() as pipeline:
+                await pipeline.sync()
+        if self.pgconn.transaction_status in IN_TRANSACTION:
+            raise _no_savepoints()
+        self._is_in_block = True
+        try:
+            async with super().transaction(
+                force_rollback=force_rollback
+            ) as transaction:
+                yield transaction
+        finally:
+            self._is_in_block = False
+
+    async def set_read_only(self, value: bool | None) -> None:  # noqa: FBT001
+        """Refuse ``True``: Hyper takes a read-only transaction and lets it write.
+
+        A checkpoint as in psycopg; cancelled, nothing is changed.
+        """
+        if value:
+            raise NotSupportedError("Hyper does not enforce read-only transactions")
+        await super().set_read_only(value)
+
+
+def _no_savepoints() -> NotSupportedError:
+    return NotSupportedError(
+        "a transaction within a transaction needs savepoints, which Hyper does not "
+        "have: use the outer transaction, or end it first (without autocommit, every "
+        "statement begins one)"
+    )
