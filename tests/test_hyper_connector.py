@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -540,3 +541,15 @@ async def test_a_missing_database_cancelled_at_any_point_leaves_nothing_open(
             break
     assert step > 1
     await make(CreateMode.CREATE).prepare()
+
+
+async def test_a_create_whose_answer_was_lost_is_taken_for_our_own(make: Make) -> None:
+    connector = make(CreateMode.CREATE)
+    patient = connector._config
+    connector._config = dataclasses.replace(patient, cancel_timeout=1e-9)
+    with pytest.raises(ConnectError) as caught:
+        await connector.prepare()
+    assert caught.value.unreachable
+    connector._config = patient
+    await connector.prepare()
+    assert await use(connector, "SELECT 1") == (1,)

@@ -19,6 +19,7 @@ from psycopg.types.json import Json, Jsonb
 
 from trio_hyperpool._cursors import HyperServerBindingCursor
 from trio_hyperpool._hyper import HyperConnection
+from trio_hyperpool._hyper_types import hyper_adapters
 
 exact = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -572,3 +573,32 @@ async def test_numpy_scalars_come_back_as_what_they_equal(conn: Connection) -> N
     ):
         with pytest.raises(psycopg.NotSupportedError):
             await conn.execute("SELECT %s", [value])
+
+
+@pytest.mark.parametrize("text", [b"", b"{1}", b"[1", b"[1,]", b"[[1]]", b'["a]'])
+def test_what_is_no_array_is_a_data_error(text: bytes) -> None:
+    loader = hyper_adapters().get_loader(1007, psycopg.pq.Format.TEXT)
+    assert loader is not None
+    with pytest.raises(psycopg.DataError):
+        loader(1007).load(text)
+
+
+async def test_a_duration_beyond_a_timedelta_is_a_data_error(conn: Connection) -> None:
+    for binary in (False, True):
+        cursor = await conn.execute("SELECT INTERVAL '2000000000 days'", binary=binary)
+        with pytest.raises(psycopg.DataError):
+            await cursor.fetchone()
+
+
+def test_a_binary_value_of_an_unknown_type_is_refused() -> None:
+    loader = hyper_adapters().get_loader(0, psycopg.pq.Format.BINARY)
+    assert loader is not None
+    with pytest.raises(psycopg.NotSupportedError):
+        loader(4711).load(b"abc")
+
+
+async def test_a_query_that_is_no_text_is_refused(conn: Connection) -> None:
+    with pytest.raises(psycopg.DataError):
+        await conn.execute("SELECT '\ud800'")
+    with pytest.raises(psycopg.NotSupportedError):
+        await conn.execute(5)  # type: ignore[call-overload]
