@@ -99,7 +99,7 @@ async def _ask(pool: Pool[HyperConnection], say: Say) -> None:
 
     async def ask(word: str) -> None:
         async with pool.lease() as connection:
-            count, example = await connection.fetch_one(
+            [(count, example)] = await connection.fetch_all(
                 "SELECT count(*), min(sign || '  ' || name) FROM characters "
                 "WHERE name LIKE '%%' || %s || '%%'",
                 (word,),

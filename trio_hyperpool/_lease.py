@@ -35,7 +35,7 @@ class Lease(Generic[ConnectionT]):
     __slots__ = (
         "_code",
         "_is_entered",
-        "_line",
+        "_instruction",
         "_slot",
         "_supply",
         "_wait_timeout",
@@ -52,13 +52,14 @@ class Lease(Generic[ConnectionT]):
         supply: Supply[ConnectionT],
         wait_timeout: float,
         code: CodeType,
-        line: int,
+        instruction: int,
     ) -> None:
         self._supply = supply
         self._wait_timeout = wait_timeout
-        # Kept apart, not as a frame, which would keep the caller's variables alive.
+        # Not the frame, which would keep the caller's variables alive, nor the line,
+        # which takes time to find and is hardly ever asked for.
         self._code = code
-        self._line = line
+        self._instruction = instruction
         self._is_entered = False
         self._slot: Slot[ConnectionT] | None = None
         self.deadline = math.inf
@@ -69,7 +70,12 @@ class Lease(Generic[ConnectionT]):
     @property
     def taken_at(self) -> str:
         """Where `Pool.lease` was called: ``file:line``."""
-        return f"{self._code.co_filename}:{self._line}"
+        lines = (
+            line
+            for start, end, line in self._code.co_lines()
+            if start <= self._instruction < end
+        )
+        return f"{self._code.co_filename}:{next(lines, None)}"
 
     @enable_ki_protection
     async def __aenter__(self) -> ConnectionT:
@@ -87,7 +93,6 @@ class Lease(Generic[ConnectionT]):
             slot = supply.place(self, permit)
         if slot is Wait.SEEKERS:
             slot = await self._seek()
-        assert isinstance(slot, Slot)
         while supply.needs_check(slot) and not await supply.check(self, slot):
             slot = await self._seek()
         view = supply.hand_out(self, slot, asked_at)

@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar, Unpack, overload
 
 import trio
@@ -123,7 +123,12 @@ class Pool(Generic[ConnectionT]):
             ConnectError: on entering: no connection could be opened.
             HookError: on entering: a hook failed on a new connection.
         """
-        return self._lease(wait_timeout, sys._getframe(1))
+        frame = sys._getframe(1)
+        if wait_timeout is None:
+            wait_timeout = self._supply.config.wait_timeout
+        else:
+            check_wait_timeout(wait_timeout)
+        return Lease(self._supply, wait_timeout, frame.f_code, frame.f_lasti)
 
     async def execute(
         self: Pool[HyperConnection], query: Any, params: Any = None
@@ -133,35 +138,35 @@ class Pool(Generic[ConnectionT]):
         The cursor has fetched its rows already, so that they outlive the lease. A
         checkpoint; cancelled, it stops the statement on the server.
         """
-        async with self._lease(None, sys._getframe(1)) as connection:
+        async with self._one_off(sys._getframe(1)) as connection:
             return await connection.execute(query, params)
 
     async def fetch_all(
         self: Pool[HyperConnection], query: Any, params: Any = None
     ) -> list[Any]:
         """Return all rows of a query, on a lease of its own; see `execute`."""
-        async with self._lease(None, sys._getframe(1)) as connection:
+        async with self._one_off(sys._getframe(1)) as connection:
             return await connection.fetch_all(query, params)
 
     async def fetch_one(
         self: Pool[HyperConnection], query: Any, params: Any = None
     ) -> Any:
         """Return the first row of a query, or None, on a lease of its own."""
-        async with self._lease(None, sys._getframe(1)) as connection:
+        async with self._one_off(sys._getframe(1)) as connection:
             return await connection.fetch_one(query, params)
 
     async def fetch_value(
         self: Pool[HyperConnection], query: Any, params: Any = None
     ) -> Any:
         """Return the first value of the first row, or None, on a lease of its own."""
-        async with self._lease(None, sys._getframe(1)) as connection:
+        async with self._one_off(sys._getframe(1)) as connection:
             return await connection.fetch_value(query, params)
 
     async def execute_command(
         self: Pool[HyperConnection], query: Any, params: Any = None
     ) -> int:
         """Execute one statement on a lease of its own; return the rows affected."""
-        async with self._lease(None, sys._getframe(1)) as connection:
+        async with self._one_off(sys._getframe(1)) as connection:
             return await connection.execute_command(query, params)
 
     async def run_transaction(
@@ -185,13 +190,13 @@ class Pool(Generic[ConnectionT]):
         """
         check_attempts(attempts)
         frame = sys._getframe(1)
-        where = frame.f_code, frame.f_lineno
         failures = 0
         while True:
             try:
-                async with Lease(
-                    self._supply, self.config.wait_timeout, *where
-                ) as connection, connection.transaction():
+                async with (
+                    self._one_off(frame) as connection,
+                    connection.transaction(),
+                ):
                     return await fn(connection)
             except Exception as error:
                 failures += 1
@@ -200,12 +205,10 @@ class Pool(Generic[ConnectionT]):
                     raise
             await trio.sleep(backoff(self.config, failures, random.random()))
 
-    def _lease(self, wait_timeout: float | None, frame: Any) -> Lease[ConnectionT]:
-        if wait_timeout is None:
-            wait_timeout = self._supply.config.wait_timeout
-        else:
-            check_wait_timeout(wait_timeout)
-        return Lease(self._supply, wait_timeout, frame.f_code, frame.f_lineno)
+    def _one_off(self, frame: FrameType) -> Lease[ConnectionT]:
+        """A lease for one statement, on behalf of whoever awaits it."""
+        timeout = self.config.wait_timeout
+        return Lease(self._supply, timeout, frame.f_code, frame.f_lasti)
 
     # Control
 
@@ -251,9 +254,7 @@ class Pool(Generic[ConnectionT]):
         supply = self._supply
         supply.table.max_size = max_size
         # Before the tokens go: whoever ends a connection holds one.
-        supply.retire_idle(
-            [(slot, Reason.RESIZED) for slot in supply.table.surplus()]
-        )
+        supply.retire_idle([(slot, Reason.RESIZED) for slot in supply.table.surplus()])
         supply.queue.max_size = max_size
         supply.queue.resize()
 

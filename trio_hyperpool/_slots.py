@@ -117,6 +117,8 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
         self.openers = 0
         self.generation = 0
         self.deaths = 0
+        self._has_limits = min(config.max_lifetime, config.idle_timeout) < math.inf
+        self._is_released = config.after_release is not None
 
     @property
     def has_spare_opener(self) -> bool:
@@ -226,18 +228,17 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
         """A lease has ended: decide where its connection goes."""
         del self.leased[slot]
         slot.state = State.CLEANING
+        if condition is Condition.CLEAN or condition is Condition.DIRTY:
+            fate = self.cleaned(slot, now)
+            is_kept = fate is Fate.KEEP
+            if is_kept and (self._is_released or condition is Condition.DIRTY):
+                return Fate.CLEAN
+            return fate
         if condition is Condition.BROKEN:
             return self._fate(slot, Fate.DISCARD, Reason.BROKEN)
         if condition is Condition.CANCELLED:
             return self._fate(slot, Fate.RETIRE, Reason.CANCELLED)
-        if condition is Condition.CHANGED:
-            return self._fate(slot, Fate.RETIRE, Reason.CHANGED)
-        fate = self.cleaned(slot, now)
-        if fate is Fate.KEEP and (
-            condition is Condition.DIRTY or self._config.after_release is not None
-        ):
-            return Fate.CLEAN
-        return fate
+        return self._fate(slot, Fate.RETIRE, Reason.CHANGED)
 
     def cleaned(self, slot: Slot[ConnectionT], now: float) -> Fate:
         """A connection could be used again: decide whether it is kept."""
@@ -314,11 +315,11 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
             self._config, idle_for, suspect=slot.proved != self.deaths
         )
 
-    def _expiry(
-        self, slot: Slot[ConnectionT], index: int, now: float
-    ) -> Reason | None:
+    def _expiry(self, slot: Slot[ConnectionT], index: int, now: float) -> Reason | None:
         if slot.generation != self.generation:
             return Reason.RESET
+        if not self._has_limits:
+            return None
         if now >= slot.expires_at:
             return Reason.LIFETIME
         # Those that rested longest come first, and min_idle of the others stay.

@@ -142,8 +142,7 @@ class PoolStatistics:
             f"used {_words(self.use)}",
             f"opened: {self.opened}, in {_words(self.create)}; "
             f"failed: {self.open_failures}",
-            f"retired: {_reasons(self.retired)}; "
-            f"discarded: {_reasons(self.discarded)}",
+            f"retired: {_reasons(self.retired)}; discarded: {_reasons(self.discarded)}",
             f"failed health checks: {self.health_check_failures}; "
             f"failed hooks: {self.hook_failures}; "
             f"wait timeouts: {self.wait_timeouts}; revoked: {self.revoked}; "

@@ -11,7 +11,7 @@ import enum
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import trio
 from trio.lowlevel import disable_ki_protection, enable_ki_protection
@@ -110,7 +110,8 @@ class Supply(Generic[ConnectionT]):
         if queue.is_closed:
             raise queue.closed()
         if (
-            table.has_spare_opener
+            table.openers
+            and table.has_spare_opener
             and not table.idle
             and not queue.waiting
             and not queue.is_paused
@@ -122,7 +123,7 @@ class Supply(Generic[ConnectionT]):
 
     def place(
         self, lease: Borrower[ConnectionT], permit: object
-    ) -> Slot[ConnectionT] | Wait:
+    ) -> Slot[ConnectionT] | Literal[Wait.SEEKERS]:
         """Turn a token into a slot; if one has to be opened, the lease seeks it."""
         table = self.table
         while True:
@@ -205,14 +206,16 @@ class Supply(Generic[ConnectionT]):
             self.on_move()
         return view
 
-    def take_back(
-        self, lease: Borrower[ConnectionT], slot: Slot[ConnectionT]
-    ) -> None:
+    def take_back(self, lease: Borrower[ConnectionT], slot: Slot[ConnectionT]) -> None:
         """End the lease: its connection goes to whoever is next."""
         now = trio.current_time()
         self.counters.use.add(now - lease.granted_at)
         condition = self._reclaim(slot, LeaseEndedError)
-        self._route(slot, condition, self.table.returned(slot, condition, now), now)
+        fate = self.table.returned(slot, condition, now)
+        if fate is Fate.KEEP:
+            self._arrived(slot, now)
+        else:
+            self._route(slot, condition, fate, now)
 
     def revoke(self, slot: Slot[ConnectionT]) -> None:
         """Take the connection away from a lease that has not ended."""
