@@ -731,13 +731,9 @@ class TrioConnection(AsyncConnection[Row]):
         """
         turns = self._turns
         name: str = gen.__name__  # type: ignore[attr-defined]  # a generator has one
-        try:
-            await checkpoint_if_cancelled()
-        except BaseException:
-            if name == "_close_gen":
-                # A named cursor is being closed, WITH HOLD for ever maybe.
-                await self._tidy(gen)
-            raise
+        if name == "_close_gen":
+            return await self._close_cursor(gen)
+        await checkpoint_if_cancelled()
         if name == "_stream_send_gen":
             self._link.streamed = True
         fd = self.pgconn.socket
@@ -819,12 +815,13 @@ class TrioConnection(AsyncConnection[Row]):
         is_active = pgconn.transaction_status == _ACTIVE
         try:
             if pgconn.pipeline_status != _PIPELINE_OFF:
-                # Not to be resumed: it may still have much to send.
+                # Not to be resumed: it may still have much to send. That nothing is
+                # awaited any more has to come first, or it would go on in a finally.
+                if self._pipeline is not None:
+                    self._pipeline.forget()
                 gen.close()
                 if is_active:
                     await self._carry_through(_drain(pgconn), patience=0.0)
-                if self._pipeline is not None:
-                    self._pipeline.forget()
             elif is_active:
                 result = await self._carry_through(gen, patience=0.0, is_waiting=True)
                 if pgconn.transaction_status == _IDLE and isinstance(
@@ -846,11 +843,15 @@ class TrioConnection(AsyncConnection[Row]):
             with contextlib.suppress(psycopg.Error):
                 await self._carry_through(_drain(self.pgconn), patience=_FIRST_RESEND)
 
-    async def _tidy(self, gen: PQGen[Any]) -> None:
+    async def _close_cursor(self, gen: PQGen[T]) -> T:
+        # One that is held stays on the server for the whole session otherwise.
         try:
-            await self._carry_through(gen)
+            return await self._carry_through(gen)
         except psycopg.Error as error:
-            _log.warning("ignored in cleaning up %r: %s", self, error)
+            if trio.current_effective_deadline() > -math.inf:
+                raise
+            _log.debug("ignored in closing a cursor of %r: %s", self, error)
+            return cast("T", None)
 
     @enable_ki_protection
     async def _clean_up(
