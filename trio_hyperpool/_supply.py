@@ -351,8 +351,10 @@ class Supply(Generic[ConnectionT]):
                 await self._prepare(scope.deadline)
             try:
                 slot.connection = await self.connector.connect()
+            except PoolError:
+                raise
             except Exception as error:
-                raise self._as_pool_error(error) from error
+                raise self._not_opened(error) from error
             self.counters.opened += 1
             await self._after_connect(slot)
             is_done = True
@@ -368,8 +370,11 @@ class Supply(Generic[ConnectionT]):
                 self._is_prepared = True
             if not self._is_prepared:
                 raise self._create_timed_out()
+        except PoolError as error:
+            preparation.error = error
+            raise
         except Exception as error:
-            preparation.error = self._as_pool_error(error)
+            preparation.error = self._not_opened(error)
             raise preparation.error from error
         finally:
             self._preparation = None
@@ -569,9 +574,7 @@ class Supply(Generic[ConnectionT]):
         if self.on_move is not None:
             self.on_move()
 
-    def _as_pool_error(self, error: Exception) -> PoolError:
-        if isinstance(error, PoolError):
-            return error
+    def _not_opened(self, error: Exception) -> ConnectError:
         return ConnectError(f"{self.name}: no connection could be opened: {error}")
 
     def _create_timed_out(self) -> PoolTimeoutError:
