@@ -412,7 +412,10 @@ class Supply(Generic[ConnectionT]):
             raise
         else:
             now = trio.current_time()
-            self._route(slot, Condition.CLEAN, self.table.cleaned(slot, now), now)
+            # Kept now, it would be closed without a farewell, which is what makes
+            # the server write what all of them committed.
+            fate = Fate.RETIRE if self.queue.is_closed else self.table.cleaned(slot, now)
+            self._route(slot, Condition.CLEAN, fate, now)
 
     async def _retire(
         self, slot: Slot[ConnectionT], polite: list[bool] | None = None
