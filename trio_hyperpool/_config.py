@@ -282,6 +282,12 @@ def _checked_path(value: object) -> str:
     if not path:
         raise ValueError(f"{allowed}; not ''")
     _refuse_nul("database", path)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"database: a path that is valid Unicode is allowed, not {path!r}"
+        ) from None
     return path
 
 
