@@ -46,8 +46,10 @@ CASES = [
 def run_one(contender: str, host: str, port: str, path: str, case: Case) -> list[float]:
     """Run one contender, and give the microseconds of its rounds but the first."""
     done = subprocess.run(
-        [sys.executable, CONTENDERS, contender, host, port, path]
-        + [str(case.tasks), str(case.leases), case.query],
+        [
+            *(sys.executable, str(CONTENDERS), contender, host, port, path),
+            *(str(case.tasks), str(case.leases), case.query),
+        ],
         check=True,
         capture_output=True,
         text=True,

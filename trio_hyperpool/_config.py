@@ -9,7 +9,7 @@ import inspect
 import math
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeAlias, TypedDict
+from typing import Any, NoReturn, TypeAlias, TypedDict, cast
 
 from ._endpoint import parse_endpoint
 
@@ -47,10 +47,8 @@ class HealthCheck(enum.Enum):
 
 
 class PoolOptions(TypedDict, total=False):
-    """The fields of `PoolConfig` as keywords of `open_pool`."""
+    """The fields of `PoolConfig`, but for endpoint and database, as keywords."""
 
-    endpoint: str | None
-    database: str | os.PathLike[str]
     create_mode: CreateMode
     user: str | None
     password: str | PasswordSource | None
@@ -276,7 +274,7 @@ def _checked_path(value: object) -> str:
     allowed = "database: required: the path of a .hyper file, a str or os.PathLike"
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{allowed}; not {value!r}")
-    path = os.fspath(value)
+    path: object = os.fspath(cast("str | os.PathLike[str]", value))
     if not isinstance(path, str):
         raise TypeError(f"{allowed}[str]; not {value!r}")
     if not path:

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from ._config import HealthCheck
 from ._errors import LeaseError
-from ._policy import Condition as Condition
+from ._policy import Condition
 
 ConnectionT = TypeVar("ConnectionT")
 

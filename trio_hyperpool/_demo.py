@@ -122,12 +122,18 @@ async def _ask(pool: Pool[HyperConnection], say: Say) -> None:
 
 async def _cancel(pool: Pool[HyperConnection], pid: int, say: Say) -> None:
     async with pool.lease() as connection:
+        busy: float | None = None
+
+        async def measure() -> None:
+            nonlocal busy
+            await trio.sleep(0.1)
+            busy = await _load_of(pid)
+
         started = trio.current_time()
         with trio.move_on_after(0.5):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(connection.execute, MINUTES)
-                await trio.sleep(0.1)
-                busy = await _load_of(pid)
+                nursery.start_soon(measure)
+                await connection.execute(MINUTES)
         elapsed = trio.current_time() - started
         answer = await connection.fetch_value("SELECT 6 * 7")
         idle = await _load_of(pid)

@@ -15,8 +15,9 @@ class TakenLease(Protocol):
 
     @property
     def task(self) -> trio.lowlevel.Task: ...
-    @property
-    def granted_at(self) -> float: ...
+
+    granted_at: float
+
     @property
     def taken_at(self) -> str: ...
 
@@ -35,7 +36,7 @@ def report(
 ) -> str:
     """The holders, a line each, with a mark on those the waiter itself belongs to."""
     kin = set(_line_of_descent(waiter))
-    lines = []
+    lines: list[str] = []
     for lease in sorted(leases, key=lambda lease: lease.granted_at):
         (holder,) = holders([lease], now)
         note = ""

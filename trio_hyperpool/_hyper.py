@@ -22,9 +22,9 @@ from psycopg import OperationalError, errors, pq, sql
 from psycopg.conninfo import make_conninfo
 
 from ._config import CreateMode, HealthCheck, PoolConfig
-from ._connector import Condition
 from ._endpoint import parse_endpoint
 from ._errors import ConnectError, LeaseError
+from ._policy import Condition
 from ._hyper_connection import IN_TRANSACTION, HyperConnection
 
 __all__ = ["DEFAULT_USER", "HyperConnection", "HyperConnector"]

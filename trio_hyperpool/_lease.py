@@ -34,8 +34,8 @@ class Lease(Generic[ConnectionT]):
 
     __slots__ = (
         "_code",
-        "_is_entered",
         "_instruction",
+        "_is_entered",
         "_slot",
         "_supply",
         "_wait_timeout",

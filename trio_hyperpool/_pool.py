@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import math
 import os
@@ -34,12 +33,15 @@ from ._server import open_hyperd
 from ._slots import Slot, State
 from ._statistics import PoolStatistics, frozen
 from ._supply import Supply
+from ._tasks import Tasks
 from ._upkeep import Upkeep
 
 ConnectionT = TypeVar("ConnectionT")
 ResultT = TypeVar("ResultT")
 
 SERIALIZATION_FAILURE = "40001"
+
+_frame_above = sys._getframe  # noqa: SLF001 - documented, and all there is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +63,11 @@ class Pool(Generic[ConnectionT]):
     """
 
     def __init__(
-        self,
-        connector: Connector[ConnectionT],
-        config: PoolConfig,
-        nursery: trio.Nursery,
+        self, supply: Supply[ConnectionT], upkeep: Upkeep[ConnectionT]
     ) -> None:
-        self._nursery = nursery
-        # Tasks of the pool start in this context, not in that of the borrower who
-        # happens to need one.
-        self._context = contextvars.copy_context()
-        self._scopes: set[trio.CancelScope] = set()
-        self._body = trio.CancelScope()
-        self._bug: BaseException | None = None
-        self._is_over = False
-        self._supply = Supply(connector, config, self._spawn)
-        self._upkeep = Upkeep(self._supply)
+        self._supply = supply
+        self._upkeep = upkeep
         self._quiescing = trio.Lock()
-        self._spawn(self._upkeep.run)
-        self._supply.queue.resize()
 
     @property
     def name(self) -> str:
@@ -123,7 +112,7 @@ class Pool(Generic[ConnectionT]):
             ConnectError: on entering: no connection could be opened.
             HookError: on entering: a hook failed on a new connection.
         """
-        frame = sys._getframe(1)
+        frame = _frame_above(1)
         if wait_timeout is None:
             wait_timeout = self._supply.config.wait_timeout
         else:
@@ -138,35 +127,35 @@ class Pool(Generic[ConnectionT]):
         The cursor has fetched its rows already, so that they outlive the lease. A
         checkpoint; cancelled, it stops the statement on the server.
         """
-        async with self._one_off(sys._getframe(1)) as connection:
+        async with self._one_off(_frame_above(1)) as connection:
             return await connection.execute(query, params)
 
     async def fetch_all(
         self: Pool[HyperConnection], query: Any, params: Any = None
     ) -> list[Any]:
         """Return all rows of a query, on a lease of its own; see `execute`."""
-        async with self._one_off(sys._getframe(1)) as connection:
+        async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_all(query, params)
 
     async def fetch_one(
         self: Pool[HyperConnection], query: Any, params: Any = None
     ) -> Any:
         """Return the first row of a query, or None, on a lease of its own."""
-        async with self._one_off(sys._getframe(1)) as connection:
+        async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_one(query, params)
 
     async def fetch_value(
         self: Pool[HyperConnection], query: Any, params: Any = None
     ) -> Any:
         """Return the first value of the first row, or None, on a lease of its own."""
-        async with self._one_off(sys._getframe(1)) as connection:
+        async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_value(query, params)
 
     async def execute_command(
         self: Pool[HyperConnection], query: Any, params: Any = None
     ) -> int:
         """Execute one statement on a lease of its own; return the rows affected."""
-        async with self._one_off(sys._getframe(1)) as connection:
+        async with self._one_off(_frame_above(1)) as connection:
             return await connection.execute_command(query, params)
 
     async def run_transaction(
@@ -189,7 +178,7 @@ class Pool(Generic[ConnectionT]):
             psycopg.errors.SerializationFailure: the last attempt lost, too.
         """
         check_attempts(attempts)
-        frame = sys._getframe(1)
+        frame = _frame_above(1)
         failures = 0
         while True:
             try:
@@ -345,57 +334,6 @@ class Pool(Generic[ConnectionT]):
         async with self.quiesce():
             pass
 
-    # Tasks of the pool, and their end
-
-    def _spawn(
-        self, async_fn: Callable[..., Awaitable[object]], /, *args: object
-    ) -> None:
-        self._context.run(self._nursery.start_soon, self._run, async_fn, args)
-
-    @enable_ki_protection
-    async def _run(
-        self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]
-    ) -> None:
-        # Shielded, so that a cancelled body finds the pool at work in its `finally`;
-        # `_close` ends the scopes when the body has left.
-        with trio.CancelScope(shield=True) as scope:
-            if self._is_over:
-                scope.cancel()
-            self._scopes.add(scope)
-            try:
-                await async_fn(*args)
-            except trio.Cancelled:
-                raise
-            except BaseException as bug:  # noqa: BLE001 - raised by `_running`
-                self._bug = self._bug or bug
-                self._supply.turn_away()
-                self._body.cancel()
-            finally:
-                self._scopes.discard(scope)
-
-    @enable_ki_protection
-    async def _close(self, grace: float) -> None:
-        supply, config = self._supply, self.config
-        table = supply.table
-        supply.turn_away()
-        try:
-            if grace > 0 and table.leased:
-                with trio.move_on_after(grace):
-                    await supply.until(lambda: not table.leased)
-        finally:
-            for slot in list(table.leased):
-                supply.revoke(slot)
-            patience = max(config.recycle_timeout, config.close_timeout)
-            try:
-                with trio.move_on_after(patience, shield=True):
-                    await supply.end_idle(Reason.CLOSED)
-                    await supply.until(lambda: not table.count(State.CLEANING))
-            finally:
-                supply.discard_idle()
-                self._is_over = True
-                for scope in self._scopes:
-                    scope.cancel()
-
 
 @contextlib.asynccontextmanager
 async def _running(
@@ -408,21 +346,29 @@ async def _running(
     the nursery waited for them can come out of it.
     """
     error: BaseException | None = None
+    bug: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            pool = Pool(connector, config, nursery)
+            tasks = Tasks(nursery)
+            supply = Supply(connector, config, tasks.spawn)
+            tasks.on_bug = supply.turn_away
+            upkeep = Upkeep(supply)
+            tasks.spawn(upkeep.run)
             try:
-                with pool._body:
-                    yield pool
-                await pool._close(0 if pool._bug else config.close_timeout)
-            except BaseException as raised:  # noqa: ASYNC103 - raised below
+                with tasks.body:
+                    yield Pool(supply, upkeep)
+            except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
                 error = raised
-                if not pool._is_over:
-                    await pool._close(0)
+            bug = tasks.bug
+            try:
+                await supply.close(0 if error or bug else config.close_timeout)
+            except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
+                error = error or raised
+            tasks.end()
     except BaseExceptionGroup as group:
         error = group.exceptions[0]
-    if pool._bug is not None:
-        raise pool._bug
+    if bug is not None:
+        raise bug
     if error is not None:
         raise error
 
@@ -461,14 +407,14 @@ class _Opening(Generic[ConnectionT]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return await self._running.__aexit__(exc_type, exc, traceback)
+        # Who is called shields what must not be cut short.
+        return await self._running.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102
 
 
 @overload
 def open_pool(
     endpoint: str | None = None,
     database: str | os.PathLike[str] | None = None,
-    /,
     *,
     config: PoolConfig | None = None,
     connector: None = None,
@@ -480,7 +426,6 @@ def open_pool(
 def open_pool(
     endpoint: str | None = None,
     database: str | os.PathLike[str] | None = None,
-    /,
     *,
     config: PoolConfig | None = None,
     connector: Connector[ConnectionT],
@@ -491,13 +436,12 @@ def open_pool(
 def open_pool(
     endpoint: str | None = None,
     database: str | os.PathLike[str] | None = None,
-    /,
     *,
     config: PoolConfig | None = None,
     connector: Connector[Any] | None = None,
     **options: Unpack[PoolOptions],
 ) -> AbstractAsyncContextManager[Pool[Any]]:
-    """Run a pool for the length of a block: ``async with open_pool(…) as pool``.
+    """Run a pool of connections for the length of an ``async with`` block.
 
     Everything is validated here, before anything is opened; connections open as they
     are needed, save ``min_idle`` of them. Entering is a checkpoint if a private
@@ -506,16 +450,16 @@ def open_pool(
     cancelled, revokes what is left of them, and ends the connections. What the body
     raises comes out as it is, never in an `ExceptionGroup`.
 
-    Do not `yield` out of the block in a generator of your own, unless that is itself
-    an `@asynccontextmanager`: a nursery is open in it (PEP 789).
+    Do not ``yield`` out of the block in a generator of your own, unless that is itself
+    an ``@asynccontextmanager``: a nursery is open in it (PEP 789).
 
     Args:
         endpoint: see `PoolConfig`; None starts a private ``hyperd``.
         database: path of the ``.hyper`` file, as the server sees it.
         config: all of it ready made, in place of every other argument but
             ``connector``.
-        connector: another kind of connection, in place of Hyper's. What `endpoint`
-            and `database` mean is then up to it, and both may be left out.
+        connector: another kind of connection, in place of Hyper's. What ``endpoint``
+            and ``database`` mean is then up to it, and both may be left out.
         options: the other fields of `PoolConfig`.
 
     Raises:
@@ -553,12 +497,7 @@ def _configured(
             raise TypeError(
                 f"{option}: not an option; allowed are {', '.join(sorted(known))}"
             )
-    given: dict[str, Any] = dict(options)
-    for field, value in (("endpoint", endpoint), ("database", database)):
-        if value is not None:
-            if field in given:
-                raise TypeError(f"{field}: given twice, by position and by keyword")
-            given[field] = value
-    if connector is not None:
-        given.setdefault("database", connector.name)
-    return PoolConfig(**given)
+    if database is None:
+        # Left out, it is asked for by the config, but by no other connector.
+        database = "" if connector is None else connector.name
+    return PoolConfig(endpoint, database, **options)

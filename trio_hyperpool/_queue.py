@@ -99,7 +99,11 @@ class TokenQueue:
             self._limiter.total_tokens = 0 if self.is_paused else self.max_size
         self.look_for_deadlock()
 
-    async def wait(self, lease: QueueingLease, timeout: float) -> object:
+    async def wait(
+        self,
+        lease: QueueingLease,
+        timeout: float,  # noqa: ASYNC109 - the end of it is an error of ours
+    ) -> object:
         """Borrow a token as soon as it is one's turn.
 
         A checkpoint; cancelled, it leaves the queue as if it had never been called.

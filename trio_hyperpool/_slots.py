@@ -62,6 +62,7 @@ class Slot(Generic[ConnectionT]):
         "connection",
         "expires_at",
         "generation",
+        "is_connected",
         "is_due",
         "leases",
         "opened_at",
@@ -83,6 +84,8 @@ class Slot(Generic[ConnectionT]):
         self.generation = generation
         self.proved = proved
         """How many had been found dead when this one last proved to be alive."""
+        self.is_connected = False
+        """Whether `connection` is there, and nobody has begun to close it."""
         self.is_due = False
         """Whether it has to pass the health check before it is handed out."""
         self.opened_at = math.nan

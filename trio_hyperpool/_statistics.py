@@ -134,19 +134,24 @@ class PoolStatistics:
     holders: tuple[Holder, ...]
 
     def __str__(self) -> str:
+        places = (
+            f"{self.size} of {self.max_size} connections: {self.idle} idle, "
+            f"{self.leased} leased, {self.opening} opening, {self.cleaning} cleaning"
+        )
+        counts = {
+            "failed health checks": self.health_check_failures,
+            "failed hooks": self.hook_failures,
+            "wait timeouts": self.wait_timeouts,
+            "revoked": self.revoked,
+            "cancelled queries": self.cancelled_queries,
+        }
+        retired, discarded = _reasons(self.retired), _reasons(self.discarded)
         lines = [
-            f"{self.name}: {self.size} of {self.max_size} connections: "
-            f"{self.idle} idle, {self.leased} leased, {self.opening} opening, "
-            f"{self.cleaning} cleaning; {self.waiting} tasks waiting",
-            f"leases: {self.leases}; waited {_words(self.wait)}; "
-            f"used {_words(self.use)}",
-            f"opened: {self.opened}, in {_words(self.create)}; "
-            f"failed: {self.open_failures}",
-            f"retired: {_reasons(self.retired)}; discarded: {_reasons(self.discarded)}",
-            f"failed health checks: {self.health_check_failures}; "
-            f"failed hooks: {self.hook_failures}; "
-            f"wait timeouts: {self.wait_timeouts}; revoked: {self.revoked}; "
-            f"cancelled queries: {self.cancelled_queries}",
+            f"{self.name}: {places}; {self.waiting} tasks waiting",
+            f"leases: {self.leases}; waited {_words(self.wait)}; used {_words(self.use)}",
+            f"opened: {self.opened}, in {_words(self.create)}; failed: {self.open_failures}",
+            f"retired: {retired}; discarded: {discarded}",
+            "; ".join(f"{what}: {count}" for what, count in counts.items()),
         ]
         lines += [f"held by {holder}" for holder in self.holders]
         return "\n".join(lines)

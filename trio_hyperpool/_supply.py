@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, Literal, Protocol, TypeVar
 
 import trio
-from trio.lowlevel import disable_ki_protection, enable_ki_protection
+from trio.lowlevel import disable_ki_protection
 
 from ._config import HealthCheck, Hook, PoolConfig
 from ._connector import Connector
@@ -29,7 +29,7 @@ from ._errors import (
 )
 from ._policy import Condition, Reason, backoff
 from ._queue import QueueingLease, TokenQueue
-from ._slots import Claim, Fate, Slot, SlotTable
+from ._slots import Claim, Fate, Slot, SlotTable, State
 from ._statistics import Counters
 
 ConnectionT = TypeVar("ConnectionT")
@@ -47,7 +47,6 @@ class Wait(enum.Enum):
 class Borrower(QueueingLease, Protocol[ConnectionT]):
     """What the supply has to know about a lease."""
 
-    granted_at: float
     is_revoked: bool
 
     def serve(self, slot: Slot[ConnectionT], /) -> None:
@@ -130,7 +129,7 @@ class Supply(Generic[ConnectionT]):
             claim, slot = table.granted(permit, lease, trio.current_time())
             if claim is not Claim.REUSE:
                 table.seekers.append(lease)
-                self._spawn(self._open, slot, claim is Claim.REPLACE)
+                self._spawn(self._open, slot)
                 return Wait.SEEKERS
             if self.connector.is_alive(slot.connection):
                 return slot
@@ -159,6 +158,7 @@ class Supply(Generic[ConnectionT]):
             PoolClosedError: the pool closed in the meantime.
         """
         failure: HookError | None = None
+        is_sound = False
         try:
             is_sound = not slot.is_due or await self._is_sound(slot)
             if is_sound and self.config.before_acquire is not None:
@@ -174,19 +174,16 @@ class Supply(Generic[ConnectionT]):
         if is_sound and failure is None:
             return True
         reason = Reason.CHECK if failure is None else Reason.HOOK
-        is_hanging = failure is None or _ran_out_of_time(failure)
-        if is_hanging:
+        if failure is None or _ran_out_of_time(failure):
+            # Who does not answer a question would not answer a farewell.
             self._drop(slot, reason)
         if self.queue.is_closed or (failure is not None and slot.leases == 0):
             self.table.condemned(slot, reason)
-            if is_hanging:
-                self._end(slot)
-            else:
-                self._spawn(self._retire, slot)
+            self._spawn(self._retire, slot)
             raise failure or self.queue.closed()
         self.table.replaced(slot, reason)
         self.table.seekers.appendleft(lease)
-        self._spawn(self._open, slot, not is_hanging)
+        self._spawn(self._open, slot)
         return False
 
     def hand_out(
@@ -231,7 +228,7 @@ class Supply(Generic[ConnectionT]):
 
     def open_spare(self, permit: object) -> None:
         """Open a connection that nobody waits for."""
-        self._spawn(self._open, self.table.started(permit), False)
+        self._spawn(self._open, self.table.started(permit))
 
     def retire_idle(
         self, chosen: Iterable[tuple[Slot[ConnectionT], Reason]]
@@ -282,6 +279,32 @@ class Supply(Generic[ConnectionT]):
             self.table.seekers.popleft().fail(self.queue.closed())
         self._moved()
 
+    async def close(self, grace: float) -> None:
+        """Turn everybody away, take back what is leased, and end all connections.
+
+        A checkpoint. Cancelled, or with a grace of 0, it revokes the leases at once;
+        what follows is shielded, and bounded by ``recycle_timeout`` or
+        ``close_timeout``, whichever is longer.
+
+        Args:
+            grace: seconds that leases have to end by themselves.
+        """
+        self.turn_away()
+        leased = self.table.leased
+        try:
+            with trio.move_on_after(grace):
+                await self.until(lambda: not leased)
+        finally:
+            for slot in list(leased):
+                self.revoke(slot)
+            patience = max(self.config.recycle_timeout, self.config.close_timeout)
+            try:
+                with trio.move_on_after(patience, shield=True):
+                    await self.end_idle(Reason.CLOSED)
+                    await self.until(lambda: not self.table.count(State.CLEANING))
+            finally:
+                self.discard_idle()
+
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait until something is so; asked again whenever a connection moves."""
         while not is_so():
@@ -289,10 +312,10 @@ class Supply(Generic[ConnectionT]):
 
     # Tasks of the pool
 
-    async def _open(self, slot: Slot[ConnectionT], is_replacing: bool) -> None:
+    async def _open(self, slot: Slot[ConnectionT]) -> None:
         table = self.table
         try:
-            if is_replacing:
+            if slot.is_connected:
                 await self._farewell(slot)
             table.started_over(slot)
             await self._connect(slot)
@@ -355,6 +378,7 @@ class Supply(Generic[ConnectionT]):
                 raise
             except Exception as error:
                 raise self._not_opened(error) from error
+            slot.is_connected = True
             self.counters.opened += 1
             await self._after_connect(slot)
             is_done = True
@@ -386,21 +410,32 @@ class Supply(Generic[ConnectionT]):
         try:
             await self._run_hook("after_connect", self.config.after_connect, slot)
         except HookError as error:
-            if _ran_out_of_time(error):
-                self._drop(slot, Reason.HOOK)
-            else:
-                slot.reason = Reason.HOOK
-                await self._farewell(slot)
-            raise
+            failure = error
         except BaseException:
             self._drop(slot, Reason.ABANDONED)
             raise
+        else:
+            return
+        if _ran_out_of_time(failure):
+            self._drop(slot, Reason.HOOK)
+        else:
+            slot.reason = Reason.HOOK
+            await self._farewell(slot)
+        raise failure
 
-    async def _clean(self, slot: Slot[ConnectionT], is_dirty: bool) -> None:
+    async def _clean(self, slot: Slot[ConnectionT]) -> None:
         try:
-            if is_dirty and not await self._is_cleaned(slot):
-                self._discard(slot, Reason.CLEANING)
-                return
+            is_cleaned = await self._is_cleaned(slot)
+        except BaseException:
+            self._discard(slot, Reason.ABANDONED)
+            raise
+        if is_cleaned:
+            await self._release(slot)
+        else:
+            self._discard(slot, Reason.CLEANING)
+
+    async def _release(self, slot: Slot[ConnectionT]) -> None:
+        try:
             if self.config.after_release is not None:
                 await self._run_hook("after_release", self.config.after_release, slot)
         except HookError as error:
@@ -421,7 +456,7 @@ class Supply(Generic[ConnectionT]):
         self, slot: Slot[ConnectionT], polite: list[bool] | None = None
     ) -> None:
         try:
-            if await self._farewell(slot) and polite is not None:
+            if slot.is_connected and await self._farewell(slot) and polite is not None:
                 polite.append(True)
         finally:
             self._end(slot)
@@ -438,7 +473,7 @@ class Supply(Generic[ConnectionT]):
                     await self.connector.probe(view, check)
                 elif callable(check):
                     await _call_user(check, view)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises
                 failure = error
         condition = self._reclaim(slot, LeaseEndedError)
         if scope.cancelled_caught:
@@ -480,7 +515,7 @@ class Supply(Generic[ConnectionT]):
         with trio.move_on_after(timeout):
             try:
                 await self.connector.clean(slot.connection)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises
                 logger.warning("%s: cleaning failed: %s", self.name, error)
                 return False
             return True
@@ -490,12 +525,14 @@ class Supply(Generic[ConnectionT]):
     async def _farewell(self, slot: Slot[ConnectionT]) -> bool:
         """End a connection politely; say whether that went well."""
         timeout = self.config.recycle_timeout
+        # Closed it will be, however this ends.
+        slot.is_connected = False
         self.counters.retired[slot.reason.value] += 1
         logger.debug("%s: a connection is retired: %s", self.name, slot.reason.value)
         with trio.move_on_after(timeout):
             try:
                 await self.connector.close(slot.connection)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises
                 logger.warning("%s: a farewell failed: %s", self.name, error)
                 return False
             return True
@@ -536,7 +573,8 @@ class Supply(Generic[ConnectionT]):
             self.table.died()
             self._discard(slot, Reason.BROKEN)
         elif fate is Fate.CLEAN and not self.queue.is_closed:
-            self._spawn(self._clean, slot, condition is Condition.DIRTY)
+            is_dirty = condition is Condition.DIRTY
+            self._spawn(self._clean if is_dirty else self._release, slot)
         else:
             if self.queue.is_closed:
                 slot.reason = Reason.CLOSED
@@ -553,6 +591,7 @@ class Supply(Generic[ConnectionT]):
 
     def _drop(self, slot: Slot[ConnectionT], reason: Reason) -> None:
         """Close the socket at once; the slot is still to be ended or reused."""
+        slot.is_connected = False
         self.counters.discarded[reason.value] += 1
         logger.debug("%s: a connection is discarded: %s", self.name, reason.value)
         try:

@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 import trio
 
 from ._policy import backoff
-from ._slots import Slot
 from ._supply import Supply
 
 ConnectionT = TypeVar("ConnectionT")

@@ -6,6 +6,7 @@ to come exactly when it says so, `trio.testing.MockClock` included.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import trio
@@ -14,7 +15,7 @@ from ._config import HealthCheck
 from ._errors import LeaseError
 from ._policy import Condition
 
-__all__ = ["FakeConnection", "FakeConnector", "Gate"]
+__all__ = ["FakeConnection", "FakeConnector", "FakeSession", "Gate"]
 
 
 class Gate:
@@ -77,49 +78,58 @@ class Gate:
         self.passed += 1
 
 
+@dataclasses.dataclass(eq=False)
+class FakeSession:
+    """What a connection and its views have in common."""
+
+    number: int
+    """Counted from 1, in the order of opening."""
+    is_open: bool = True
+    in_transaction: bool = False
+    """It has to be cleaned before it is leased again."""
+    was_cancelled: bool = False
+    """It must not be leased again."""
+
+
 class FakeConnection:
     """A connection to nothing, or a view of one.
 
     Attributes:
-        number: of the pooled connection, counted from 1 in the order of opening.
-        is_open: False once it was closed, by whoever.
-        in_transaction: set by `begin`; it has to be cleaned before it is leased again.
-        was_cancelled: it must not be leased again.
+        session: what it shares with its views.
+        row_factory: anything; what ``after_connect`` sets holds for all leases.
+        ended: what its use raises, once its block is over.
     """
 
-    def __init__(self, number: int, pooled: FakeConnection | None = None) -> None:
-        self.number = number
-        self.row_factory: object = None if pooled is None else pooled.row_factory
-        self._pooled = pooled
-        self._ended: type[LeaseError] | None = None
-        self._is_open = True
-        self._in_transaction = False
-        self._was_cancelled = False
+    def __init__(self, session: FakeSession, row_factory: object = None) -> None:
+        self.session = session
+        self.row_factory = row_factory
+        self.ended: type[LeaseError] | None = None
 
     def __repr__(self) -> str:
         return f"<FakeConnection {self.number}>"
 
     @property
-    def _session(self) -> FakeConnection:
-        return self if self._pooled is None else self._pooled
+    def number(self) -> int:
+        """Of its session."""
+        return self.session.number
 
     @property
     def is_open(self) -> bool:
-        """Whether the pooled connection is open."""
-        return self._session._is_open
+        """Whether its session is open."""
+        return self.session.is_open
 
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open on it."""
-        return self._session._in_transaction
+        return self.session.in_transaction
 
     @property
     def was_cancelled(self) -> bool:
         """Whether a query on it was cancelled."""
-        return self._session._was_cancelled
+        return self.session.was_cancelled
 
     async def execute(self, seconds: float = 0.0) -> int:
-        """Be busy for a while, and return the connection's number.
+        """Be busy for a while, and return the session's number.
 
         A checkpoint; cancelled while it takes time, it counts as a cancelled query.
 
@@ -128,30 +138,31 @@ class FakeConnection:
             LeaseRevokedError: the pool took it back.
             OSError: it is closed.
         """
-        self._check()
+        self.check()
         await trio.lowlevel.checkpoint()
         if seconds:
             try:
                 await trio.sleep(seconds)
             except trio.Cancelled:
-                self._session._was_cancelled = True
+                self.session.was_cancelled = True
                 raise
-        self._check()
+        self.check()
         return self.number
 
     def begin(self) -> None:
         """Leave a transaction open."""
-        self._check()
-        self._session._in_transaction = True
+        self.check()
+        self.session.in_transaction = True
 
     def close(self) -> None:
-        """Close the pooled connection behind the pool's back."""
-        self._check()
-        self._session._is_open = False
+        """Close the session behind the pool's back."""
+        self.check()
+        self.session.is_open = False
 
-    def _check(self) -> None:
-        if self._ended is not None:
-            raise self._ended
+    def check(self) -> None:
+        """Raise what any use of it would raise now."""
+        if self.ended is not None:
+            raise self.ended
         if not self.is_open:
             raise OSError(f"{self!r} is closed")
 
@@ -202,7 +213,7 @@ class FakeConnector:
     def break_all(self) -> None:
         """Close every connection as a server does that dies."""
         for connection in self.opened:
-            connection._is_open = False
+            connection.session.is_open = False
 
     def assert_no_leak(self) -> None:
         """Raise `AssertionError` if a connection is still open, or being opened."""
@@ -223,7 +234,7 @@ class FakeConnector:
             await self.connect_gate()
         finally:
             self._connecting -= 1
-        connection = FakeConnection(len(self.opened) + 1)
+        connection = FakeConnection(FakeSession(len(self.opened) + 1))
         self.opened.append(connection)
         return connection
 
@@ -234,11 +245,11 @@ class FakeConnector:
     async def probe(self, connection: FakeConnection, _check: HealthCheck, /) -> None:
         """Pass the gate ``probe`` on an open connection."""
         await self.probe_gate()
-        connection._check()
+        connection.check()
 
     def lend(self, connection: FakeConnection, /) -> FakeConnection:
         """Make a view."""
-        return FakeConnection(connection.number, connection)
+        return FakeConnection(connection.session, connection.row_factory)
 
     def adopt(self, connection: FakeConnection, view: FakeConnection, /) -> None:
         """Keep the row factory."""
@@ -252,31 +263,31 @@ class FakeConnector:
         /,
     ) -> Condition:
         """End a view."""
-        view._ended = error
-        if not connection._is_open:
+        view.ended = error
+        if not connection.is_open:
             return Condition.BROKEN
-        if connection._was_cancelled:
+        if connection.was_cancelled:
             return Condition.CANCELLED
-        if connection._in_transaction:
+        if connection.in_transaction:
             return Condition.DIRTY
         return Condition.CLEAN
 
     async def clean(self, connection: FakeConnection, /) -> None:
         """Pass the gate ``clean``, and end the transaction."""
         await self.clean_gate()
-        connection._check()
-        connection._in_transaction = False
+        connection.check()
+        connection.session.in_transaction = False
 
     async def close(self, connection: FakeConnection, /) -> None:
         """Pass the gate ``close``; the connection is closed in any case."""
         try:
             await self.close_gate()
         finally:
-            connection._is_open = False
+            connection.session.is_open = False
 
     def discard(self, connection: FakeConnection, /) -> None:
         """Close it at once."""
-        connection._is_open = False
+        connection.session.is_open = False
 
     def _count(self) -> None:
         now = self._connecting + len(self.open_connections)

@@ -1,0 +1,65 @@
+"""The tasks of a pool: they outlive whoever starts them, and end after the body."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Awaitable, Callable
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+
+class Tasks:
+    """Starts tasks in the pool's nursery, and ends all of them when the body has left.
+
+    Each is shielded, so that the `finally` blocks of a cancelled body find the pool at
+    work. A task that raises has a bug: it cancels the body, and is told of.
+
+    Args:
+        nursery: where they run.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.body = trio.CancelScope()
+        """Around the block of the pool."""
+        self.bug: BaseException | None = None
+        """The first thing that one of them raised."""
+        self.on_bug: Callable[[], None] | None = None
+        # They run in the context of `open_pool`, not in that of the borrower who
+        # happens to need one.
+        self._context = contextvars.copy_context()
+        self._scopes: set[trio.CancelScope] = set()
+        self._are_over = False
+
+    def spawn(
+        self, async_fn: Callable[..., Awaitable[object]], /, *args: object
+    ) -> None:
+        """Start a task."""
+        self._context.run(self.nursery.start_soon, self._run, async_fn, args)
+
+    def end(self) -> None:
+        """Cancel all of them, those that have not begun yet included."""
+        self._are_over = True
+        for scope in self._scopes:
+            scope.cancel()
+
+    @enable_ki_protection
+    async def _run(
+        self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]
+    ) -> None:
+        with trio.CancelScope(shield=True) as scope:
+            if self._are_over:
+                scope.cancel()
+            self._scopes.add(scope)
+            try:
+                await async_fn(*args)
+            except trio.Cancelled:
+                raise
+            except BaseException as bug:  # noqa: BLE001 - comes out of the pool's block
+                self.bug = self.bug or bug
+                if self.on_bug is not None:
+                    self.on_bug()
+                self.body.cancel()
+            finally:
+                self._scopes.discard(scope)
