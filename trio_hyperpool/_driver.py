@@ -3,14 +3,16 @@
 This is the only file that relies on names that psycopg does not document:
 
 * ``AsyncConnection``: ``_connect_gen``, ``_get_connection_params``, ``_exec_command``,
-  ``_check_connection_ok``, ``_rollback_gen``, ``_try_cancel``, ``_pipeline``,
-  ``_pipeline_nolock``, ``_prepared``, ``_adapters``, ``_autocommit``, ``_closed``,
-  ``_notice_handlers``, ``_notify_handlers``, ``_notifies_backlog``, and that everything
-  it sends goes through ``wait``, holding ``lock``
+  ``_check_connection_ok``, ``_rollback_gen``, ``_should_cancel``, ``_try_cancel``,
+  ``_num_transactions``, ``_pipeline``, ``_pipeline_nolock``, ``_prepared``,
+  ``_adapters``, ``_autocommit``, ``_closed``, ``_notice_handlers``,
+  ``_notify_handlers``, ``_notifies_backlog``, and that everything it sends goes
+  through ``wait``, holding ``lock``
 * ``BaseConnection._notice_handler``, ``._notify_handler``
 * ``AsyncTransaction``: ``_conn``, ``_enter_gen``, ``_exit_gen``, ``_outer_transaction``
 * ``AsyncPipeline``: ``_conn``, ``level``, ``command_queue``, ``result_queue``,
-  ``_enter_gen``, ``_exit_gen``, ``_exit``, ``_process_results``
+  ``_enqueue_sync``, ``_enter_gen``, ``_exit_gen``, ``_sync_gen``, ``_exit``,
+  ``_process_results``
 * the names of the generators ``AsyncServerCursor._close_gen``,
   ``AsyncCursor._stream_send_gen`` and ``generators.copy_to``
 * ``psycopg.generators``: ``execute``, ``fetch``, ``send``; what they yield and want
@@ -233,8 +235,6 @@ class _ConnectionTurns(Turns):
 
 def _drain(pgconn: pq.abc.PGconn) -> PQGen[None]:
     """Read, and throw away, all that the server has still to say."""
-    if pgconn.pipeline_status != _PIPELINE_OFF:
-        pgconn.pipeline_sync()
     yield from generators.send(pgconn)
     while pgconn.transaction_status == _ACTIVE:
         result = yield from generators.fetch(pgconn)
@@ -248,6 +248,21 @@ def _drain(pgconn: pq.abc.PGconn) -> PQGen[None]:
             yield from _drain_copy(pgconn)
         elif result.status == pq.ExecStatus.COPY_BOTH:
             raise errors.NotSupportedError("a replication stream can't be drained")
+
+
+def _empty(pgconn: pq.abc.PGconn, syncs: int) -> PQGen[None]:
+    """Drain a pipeline in which so many Syncs are still to be answered."""
+    pgconn.pipeline_sync()
+    syncs += 1
+    yield from generators.send(pgconn)
+    while pgconn.transaction_status == _ACTIVE:
+        result = yield from generators.fetch(pgconn)
+        if result is not None and result.status == pq.ExecStatus.PIPELINE_SYNC:
+            syncs -= 1
+            if syncs == 0 and pgconn.transaction_status == _ACTIVE:
+                # Hyper may forget the error of a query whose rows it was sending.
+                # Which answer belongs to which question is lost then.
+                raise errors.OperationalError("the server owes an answer")
 
 
 def _drain_copy(pgconn: pq.abc.PGconn) -> PQGen[None]:
@@ -363,7 +378,8 @@ class _Transaction(AsyncTransaction):
 
 
 _COMMIT: Final[Any] = (None, "COMMIT")
-"""In a pipeline, this is the place of a COMMIT among the results still to come."""
+_SYNC: Final[Any] = (None, "Sync")
+"""What a pipeline has among the results still to come, in their places."""
 
 _LOST: Final = (
     "the transaction had failed before, and was rolled back: "
@@ -417,11 +433,26 @@ class _Pipeline(AsyncPipeline):
             await checkpoint_if_cancelled()
 
     async def _abandon(self) -> None:
+        emptying = self.emptying()
+        if emptying is None:
+            return
+        conn = self._conn
+        try:
+            await conn._clean_up(emptying, self._lock, patience=0.0)
+        except psycopg.Error as error:
+            _log.debug("%r: %s", self, error)
+            conn.abort()
+
+    def emptying(self) -> PQGen[None] | None:
+        """Expect no more results; read, and throw away, those that will still come."""
         pgconn = self._conn.pgconn
-        if pgconn.transaction_status == _ACTIVE:
-            with contextlib.suppress(errors.QueryCanceled):
-                await self._conn._clean_up(_drain(pgconn), self._lock, patience=0.0)
-        self.forget()
+        # A Sync that was not sent yet will not be.
+        syncs = self.result_queue.count(_SYNC) - self.command_queue.count(
+            pgconn.pipeline_sync
+        )
+        self.command_queue.clear()
+        self.result_queue.clear()
+        return _empty(pgconn, syncs) if pgconn.transaction_status == _ACTIVE else None
 
     def _leave(self, exc: BaseException | None) -> None:
         try:
@@ -432,13 +463,14 @@ class _Pipeline(AsyncPipeline):
                 _log.warning("%r could not be left: closing the connection", self)
                 conn.abort()
 
-    def forget(self) -> None:
-        """Expect no more results: they were read, and thrown away."""
-        self.command_queue.clear()
-        self.result_queue.clear()
+    def _enqueue_sync(self) -> None:
+        super()._enqueue_sync()
+        self.result_queue[-1] = _SYNC
 
     def _process_results(self, queued: Any, results: list[pq.abc.PGresult]) -> None:
-        if queued is _COMMIT:
+        if queued is _SYNC:
+            queued = None
+        elif queued is _COMMIT:
             queued = None
             if results and results[0].command_status == b"ROLLBACK":
                 raise errors.InFailedSqlTransaction(_LOST)
@@ -616,7 +648,7 @@ class TrioConnection(AsyncConnection[Row]):
         handlers = [*view._notice_handlers], [*view._notify_handlers]
         self.__dict__.update(view.__dict__)
         self.__dict__.update(kept)
-        self._adapters = AdaptersMap(adapters) if adapters else None
+        self._adapters = AdaptersMap(adapters) if adapters else None  # pyright: ignore[reportIncompatibleVariableOverride]
         self._notice_handlers, self._notify_handlers = handlers
         self._remember_settings()
 
@@ -815,13 +847,7 @@ class TrioConnection(AsyncConnection[Row]):
         is_active = pgconn.transaction_status == _ACTIVE
         try:
             if pgconn.pipeline_status != _PIPELINE_OFF:
-                # Not to be resumed: it may still have much to send. That nothing is
-                # awaited any more has to come first, or it would go on in a finally.
-                if self._pipeline is not None:
-                    self._pipeline.forget()
-                gen.close()
-                if is_active:
-                    await self._carry_through(_drain(pgconn), patience=0.0)
+                await self._leave_pipeline(gen)
             elif is_active:
                 result = await self._carry_through(gen, patience=0.0, is_waiting=True)
                 if pgconn.transaction_status == _IDLE and isinstance(
@@ -835,6 +861,19 @@ class TrioConnection(AsyncConnection[Row]):
             _log.debug("after %r: %s", interruption, error)
             await self._finish_off(gen)
         raise interruption
+
+    async def _leave_pipeline(self, gen: PQGen[Any]) -> None:
+        # Expecting no more results comes first, or it would go on in a finally. It is
+        # not to be resumed, as it may still have much to send.
+        emptying = None if self._pipeline is None else self._pipeline.emptying()
+        gen.close()
+        if emptying is None:
+            return
+        try:
+            await self._carry_through(emptying, patience=0.0)
+        except psycopg.Error as error:
+            _log.debug("the pipeline of %r: %s", self, error)
+            self.abort()
 
     async def _finish_off(self, gen: PQGen[Any]) -> None:
         # psycopg ends a COPY that it sends by itself.
@@ -1043,7 +1082,7 @@ class TrioConnection(AsyncConnection[Row]):
             async with pipeline:
                 yield pipeline
         finally:
-            self._pipeline = None
+            self._pipeline = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     async def _leave_row_mode(self) -> None:
         # libpq takes the mode of a stream() along into the pipeline, where psycopg
