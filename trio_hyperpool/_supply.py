@@ -327,8 +327,10 @@ class Supply(Generic[ConnectionT]):
         except PoolError as error:
             self._open_failed(slot, error)
         except BaseException:
-            table.open_failed(slot)
+            lease = table.open_failed(slot)
             self._end(slot)
+            if lease is not None:
+                lease.fail(self.queue.closed())
             raise
         else:
             self.failures_in_a_row = 0
