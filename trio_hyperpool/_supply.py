@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, Literal, Protocol, TypeVar
@@ -219,7 +220,7 @@ class Supply(Generic[ConnectionT]):
         lease = self.table.leased[slot]
         lease.is_revoked = True
         self.counters.revoked += 1
-        if slot.leases:
+        if lease.granted_at < math.inf:
             self.counters.use.add(trio.current_time() - lease.granted_at)
         self._reclaim(slot, LeaseRevokedError)
         self._discard(slot, Reason.REVOKED)
