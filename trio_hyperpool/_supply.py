@@ -371,20 +371,23 @@ class Supply(Generic[ConnectionT]):
             if other.error is not None:
                 raise _twin(other.error)
         began_at = trio.current_time()
+        deadline = began_at + self.config.create_timeout
         is_done = False
-        with trio.move_on_after(self.config.create_timeout) as scope:
+        try:
+            # Under one deadline, but not in one scope: of two that expire together,
+            # the inner one would not know.
             if not self._is_prepared:
-                await self._prepare(scope.deadline)
-            try:
+                await self._prepare(deadline)
+            with trio.move_on_at(deadline):
                 slot.connection = await self.connector.connect()
-            except PoolError:
-                raise
-            except Exception as error:
-                raise self._not_opened(error) from error
-            slot.is_connected = True
-            self.counters.opened += 1
-            await self._after_connect(slot)
-            is_done = True
+                slot.is_connected = True
+                self.counters.opened += 1
+                await self._after_connect(slot)
+                is_done = True
+        except PoolError:
+            raise
+        except Exception as error:
+            raise self._not_opened(error) from error
         if not is_done:
             raise self._create_timed_out()
         self.counters.create.add(trio.current_time() - began_at)
@@ -470,16 +473,19 @@ class Supply(Generic[ConnectionT]):
         check, deaths = self.config.health_check, self.table.deaths
         failure: object = None
         view = self._lend(slot)
-        with trio.move_on_after(self.config.recycle_timeout) as scope:
-            try:
+        scope = trio.CancelScope(
+            deadline=trio.current_time() + self.config.recycle_timeout
+        )
+        try:
+            with scope:
                 if isinstance(check, HealthCheck):
                     await self.connector.probe(view, check)
                 elif callable(check):
                     await _call_user(check, view)
-            except Exception as error:  # noqa: BLE001 - whatever a driver raises
-                failure = error
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises
+            failure = error
         condition = self._reclaim(slot, LeaseEndedError)
-        if scope.cancelled_caught:
+        if failure is None and scope.cancelled_caught:
             failure = f"no answer within {self.config.recycle_timeout:g} s"
         elif failure is None:
             failure = _COMPLAINTS.get(condition)
