@@ -233,6 +233,7 @@ class Pool(Generic[ConnectionT]):
             holders=_diagnosis.holders(table.leased.values(), trio.current_time()),
         )
 
+    @enable_ki_protection
     def resize(self, max_size: int) -> None:
         """Change ``max_size``; not a checkpoint.
 
@@ -277,8 +278,7 @@ class Pool(Generic[ConnectionT]):
         count, _ = self._supply.retire_idle(chosen)
         return count
 
-    @contextlib.asynccontextmanager
-    async def quiesce(self) -> AsyncGenerator[None]:
+    def quiesce(self) -> AbstractAsyncContextManager[None]:
         """Have no connection at all for the length of a block.
 
         Entering waits until every lease is back, then ends every connection, so that
@@ -292,6 +292,10 @@ class Pool(Generic[ConnectionT]):
             PoolError: a connection did not end in good order, so that it is not
                 certain that everything is on disk.
         """
+        return _Whole(self._quiesced())
+
+    @contextlib.asynccontextmanager
+    async def _quiesced(self) -> AsyncGenerator[None]:
         supply, queue, task = self._supply, self._supply.queue, current_task()
         if queue.paused_by is task or _diagnosis.holds_a_lease(
             task, supply.table.leased.values()
@@ -387,17 +391,17 @@ async def _running_with_hyperd(
             yield pool
 
 
-class _Opening(Generic[ConnectionT]):
+class _Whole(Generic[ResultT]):
     """An async context manager that a KeyboardInterrupt can't cut into halves.
 
-    It comes at checkpoints only, so that both ends of the pool are whole.
+    It comes at checkpoints only, so that both ends of the block are whole.
     """
 
-    def __init__(self, running: AbstractAsyncContextManager[Pool[ConnectionT]]) -> None:
+    def __init__(self, running: AbstractAsyncContextManager[ResultT]) -> None:
         self._running = running
 
     @enable_ki_protection
-    async def __aenter__(self) -> Pool[ConnectionT]:
+    async def __aenter__(self) -> ResultT:
         return await self._running.__aenter__()
 
     @enable_ki_protection
@@ -469,10 +473,10 @@ def open_pool(
     """
     config = _configured(endpoint, database, config, connector, options)
     if connector is not None:
-        return _Opening(_running(connector, config))
+        return _Whole(_running(connector, config))
     if config.endpoint is None:
-        return _Opening(_running_with_hyperd(config))
-    return _Opening(_running(HyperConnector(config), config))
+        return _Whole(_running_with_hyperd(config))
+    return _Whole(_running(HyperConnector(config), config))
 
 
 def _configured(

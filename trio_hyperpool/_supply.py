@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, Literal, Protocol, TypeVar
 
 import trio
-from trio.lowlevel import disable_ki_protection
+from trio.lowlevel import disable_ki_protection, enable_ki_protection
 
 from ._config import HealthCheck, Hook, PoolConfig
 from ._connector import Connector
@@ -231,6 +231,7 @@ class Supply(Generic[ConnectionT]):
         """Open a connection that nobody waits for."""
         self._spawn(self._open, self.table.started(permit))
 
+    @enable_ki_protection
     def retire_idle(
         self, chosen: Iterable[tuple[Slot[ConnectionT], Reason]]
     ) -> tuple[int, bool]:
@@ -261,9 +262,15 @@ class Supply(Generic[ConnectionT]):
         polite: list[bool] = []
         for slot in slots:
             self.table.taken_out(slot, None, reason)
-        async with trio.open_nursery() as nursery:
-            for slot in slots:
-                nursery.start_soon(self._retire, slot, polite)
+        try:
+            async with trio.open_nursery() as nursery:
+                for slot in slots:
+                    nursery.start_soon(self._retire, slot, polite)
+        except BaseExceptionGroup as group:
+            # None of the tasks raises anything: it came while they were waited for.
+            if (interrupted := group.subgroup(KeyboardInterrupt)) is None:
+                raise
+            raise interrupted.exceptions[0] from None
         return len(polite) == len(slots)
 
     def discard_idle(self) -> None:
@@ -458,6 +465,7 @@ class Supply(Generic[ConnectionT]):
             fate = Fate.RETIRE if self.queue.is_closed else self.table.cleaned(slot, now)
             self._route(slot, Condition.CLEAN, fate, now)
 
+    @enable_ki_protection
     async def _retire(
         self, slot: Slot[ConnectionT], polite: list[bool] | None = None
     ) -> None:
