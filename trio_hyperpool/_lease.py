@@ -121,6 +121,9 @@ class Lease(Generic[ConnectionT]):
             return Abort.SUCCEEDED
 
         slot: Slot[ConnectionT] = await wait_task_rescheduled(abort)
+        if self.is_revoked:
+            # The pool closed between the hand-over and this step.
+            raise self._supply.queue.closed()
         return slot
 
     def serve(self, slot: Slot[ConnectionT], /) -> None:

@@ -162,8 +162,9 @@ class Supply(Generic[ConnectionT]):
         is_sound = False
         try:
             is_sound = not slot.is_due or await self._is_sound(slot)
-            if is_sound and self.config.before_acquire is not None:
-                await self._run_hook("before_acquire", self.config.before_acquire, slot)
+            hook = self.config.before_acquire
+            if is_sound and hook is not None and not lease.is_revoked:
+                await self._run_hook("before_acquire", hook, slot)
         except HookError as error:
             failure = error
         except BaseException:
