@@ -343,10 +343,8 @@ class Supply(Generic[ConnectionT]):
             raise
         else:
             self.failures_in_a_row = 0
-            now = trio.current_time()
-            table.opened(slot, now)
-            fate = Fate.RETIRE if self.queue.is_closed else table.cleaned(slot, now)
-            self._route(slot, Condition.CLEAN, fate, now)
+            table.opened(slot, trio.current_time())
+            self._is_usable(slot)
 
     def _open_failed(self, slot: Slot[ConnectionT], error: PoolError) -> None:
         self.counters.open_failures += 1
@@ -597,6 +595,13 @@ class Supply(Generic[ConnectionT]):
             if self.queue.is_closed:
                 slot.reason = Reason.CLOSED
             self._spawn(self._retire, slot)
+
+    def _is_usable(self, slot: Slot[ConnectionT]) -> None:
+        now = trio.current_time()
+        # A closing pool has no use for it, but ends it in good order.
+        is_closed = self.queue.is_closed
+        fate = Fate.RETIRE if is_closed else self.table.cleaned(slot, now)
+        self._route(slot, Condition.CLEAN, fate, now)
 
     def _arrived(self, slot: Slot[ConnectionT], now: float) -> None:
         permit = slot.permit
