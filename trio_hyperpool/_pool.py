@@ -247,6 +247,8 @@ class Pool(Generic[ConnectionT]):
         supply.retire_idle([(slot, Reason.RESIZED) for slot in supply.table.surplus()])
         supply.queue.max_size = max_size
         supply.queue.resize()
+        if supply.on_move is not None:
+            supply.on_move()
 
     def reset(self) -> None:
         """Have every connection of today retired as it comes free; not a checkpoint."""
