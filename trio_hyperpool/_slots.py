@@ -151,7 +151,7 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
             if self._expiry(slot, index, now) is None:
                 del idle[index]
                 slot.permit = permit
-                self._lend(slot, lease, now - slot.returned_at)
+                self._lend(slot, lease, now - slot.returned_at, is_new=False)
                 return Claim.REUSE, slot
         if len(self.slots) < self.max_size or not idle:
             return Claim.OPEN, self.started(permit)
@@ -218,7 +218,7 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
         slot.returned_at = now
         if self.seekers:
             seeker = self.seekers.popleft()
-            self._lend(slot, seeker, 0.0)
+            self._lend(slot, seeker, 0.0, is_new=slot.leases == 0)
             return seeker
         slot.state = State.IDLE
         slot.permit = None
@@ -311,10 +311,12 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
         """How many slots are in one of these states."""
         return sum(slot.state in states for slot in self.slots)
 
-    def _lend(self, slot: Slot[ConnectionT], lease: LeaseT, idle_for: float) -> None:
+    def _lend(
+        self, slot: Slot[ConnectionT], lease: LeaseT, idle_for: float, *, is_new: bool
+    ) -> None:
         slot.state = State.LEASED
         self.leased[slot] = lease
-        slot.is_due = slot.leases > 0 and is_probed(
+        slot.is_due = not is_new and is_probed(
             self._config, idle_for, suspect=slot.proved != self.deaths
         )
 
