@@ -615,6 +615,7 @@ class Supply(Generic[ConnectionT]):
     def _drop(self, slot: Slot[ConnectionT], reason: Reason) -> None:
         """Close the socket at once; the slot is still to be ended or reused."""
         slot.is_connected = False
+        self._reclaim(slot, LeaseEndedError)
         self.counters.discarded[reason.value] += 1
         logger.debug("%s: a connection is discarded: %s", self.name, reason.value)
         try:
