@@ -197,7 +197,9 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
         self.openers -= 1
         slot.state = State.CLEANING
         slot.opened_at = slot.returned_at = now
-        slot.expires_at = now + lifetime(self._config, self._chance())
+        # Later than now, however short: the seeker that it was opened for gets it.
+        expires_at = now + lifetime(self._config, self._chance())
+        slot.expires_at = max(expires_at, math.nextafter(now, math.inf))
 
     def open_failed(self, slot: Slot[ConnectionT]) -> LeaseT | None:
         """It could not be opened: the seeker returned is to be told, if any.
