@@ -365,11 +365,11 @@ async def _running(
                     yield Pool(supply, upkeep)
             except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
                 error = raised
-            bug = tasks.bug
             try:
-                await supply.close(0 if error or bug else config.close_timeout)
+                await supply.close(0 if error or tasks.bug else config.close_timeout)
             except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
                 error = error or raised
+            bug = tasks.bug
             tasks.end()
     except BaseExceptionGroup as group:
         error = group.exceptions[0]
