@@ -344,7 +344,7 @@ class Supply(Generic[ConnectionT]):
         else:
             self.failures_in_a_row = 0
             table.opened(slot, trio.current_time())
-            self._is_usable(slot)
+            self._made_ready(slot)
 
     def _open_failed(self, slot: Slot[ConnectionT], error: PoolError) -> None:
         self.counters.open_failures += 1
@@ -458,11 +458,7 @@ class Supply(Generic[ConnectionT]):
             self._discard(slot, Reason.ABANDONED)
             raise
         else:
-            now = trio.current_time()
-            # Kept now, it would be closed without a farewell, which is what makes
-            # the server write what all of them committed.
-            fate = Fate.RETIRE if self.queue.is_closed else self.table.cleaned(slot, now)
-            self._route(slot, Condition.CLEAN, fate, now)
+            self._made_ready(slot)
 
     @enable_ki_protection
     async def _retire(
@@ -596,11 +592,11 @@ class Supply(Generic[ConnectionT]):
                 slot.reason = Reason.CLOSED
             self._spawn(self._retire, slot)
 
-    def _is_usable(self, slot: Slot[ConnectionT]) -> None:
+    def _made_ready(self, slot: Slot[ConnectionT]) -> None:
         now = trio.current_time()
-        # A closing pool has no use for it, but ends it in good order.
-        is_closed = self.queue.is_closed
-        fate = Fate.RETIRE if is_closed else self.table.cleaned(slot, now)
+        # Kept now, it would be closed without a farewell, which is what makes the
+        # server write what all of them committed.
+        fate = Fate.RETIRE if self.queue.is_closed else self.table.cleaned(slot, now)
         self._route(slot, Condition.CLEAN, fate, now)
 
     def _arrived(self, slot: Slot[ConnectionT], now: float) -> None:
