@@ -305,6 +305,9 @@ async def test_the_report_ends_with_the_last_lines_of_the_log(tmp_path: Path) ->
     with pytest.raises(HyperdError) as caught:
         async with open_hyperd(log_dir=tmp_path) as hyperd:
             connect(hyperd).close()
+            # The server writes it a little later, and SIGKILL leaves no time for that.
+            log = tmp_path / "hyperd.log"
+            assert eventually(lambda: log.read_bytes().count(b"\n") > 2)
             os.utime(tmp_path / "other.log", (2**40, 2**40))
             os.kill(hyperd.pid, signal.SIGKILL)
             await trio.sleep_forever()
@@ -699,16 +702,21 @@ def test_ctrl_c_at_any_moment_of_start_and_stop_leaves_nothing_behind(
     assert step > 15
 
 
-def test_a_second_ctrl_c_while_stopping_kills(tmp_path: Path) -> None:
-    hyperd = calling_back(
-        tmp_path, "signal.signal(15, signal.SIG_IGN); say_ready(); time.sleep(1000)"
-    )
+@pytest.mark.parametrize(
+    "then",
+    [
+        "signal.signal(15, signal.SIG_IGN); say_ready(); time.sleep(1000)",
+        "say_ready(); c.close(); time.sleep(1000)",
+    ],
+)
+def test_a_second_ctrl_c_while_stopping_kills(tmp_path: Path, then: str) -> None:
+    hyperd = calling_back(tmp_path, then)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(interrupt_twice)
             async with open_hyperd(hyperd, stop_timeout=math.inf):
-                pass
+                await trio.sleep(0.1)  # until it has hung up, if it does
 
     @trio.lowlevel.enable_ki_protection  # so that it is raised in the main task
     async def interrupt_twice() -> None:
