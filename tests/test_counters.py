@@ -31,13 +31,13 @@ SNAPSHOT = PoolStatistics(
     opened=70,
     open_failures=8,
     retired=frozen({"reset": 9, "max_lifetime": 11}),
-    discarded=frozen({}),
+    discarded=frozen({"found dead": 18}),
     health_check_failures=12,
     hook_failures=13,
     wait_timeouts=14,
     revoked=15,
     cancelled_queries=17,
-    wait=Timing(60, 6.0, 0.25),
+    wait=Timing(60, 0.5994, 0.0999),
     use=Timing(0, 0.0, 0.0),
     create=Timing(2, 3.0, 2.0),
     holders=(Holder("a task", 1.23456, "app.py:7"), Holder("b", 0, "lib.py:1")),
@@ -45,9 +45,9 @@ SNAPSHOT = PoolStatistics(
 
 REPORT = """\
 sales: 10 of 16 connections: 1 idle, 2 leased, 3 opening, 4 cleaning; 5 tasks waiting
-leases: 60; waited 100 ms on average, 250 ms at most; used 0 ms on average, 0 ms at most
+leases: 60; waited 9.99 ms on average, 99.9 ms at most; used 0 ms on average, 0 ms at most
 opened: 70, in 1.5e+03 ms on average, 2e+03 ms at most; failed: 8
-retired: 11 max_lifetime, 9 reset; discarded: none
+retired: 11 max_lifetime, 9 reset; discarded: 18 found dead
 failed health checks: 12; failed hooks: 13; wait timeouts: 14; revoked: 15; cancelled queries: 17
 held by a task for 1.23 s, taken at app.py:7
 held by b for 0 s, taken at lib.py:1"""
@@ -127,6 +127,11 @@ def test_a_holder_is_told_with_its_time_and_place() -> None:
 
 def test_statistics_are_a_report_in_words() -> None:
     assert str(SNAPSHOT) == REPORT
+
+
+def test_nothing_retired_and_nothing_discarded_is_none() -> None:
+    snapshot = dataclasses.replace(SNAPSHOT, retired={}, discarded={})
+    assert "retired: none; discarded: none\n" in str(snapshot)
 
 
 def test_a_pool_that_nobody_holds_is_reported_without_holders() -> None:

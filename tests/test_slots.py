@@ -101,6 +101,13 @@ def test_an_expired_connection_is_passed_over() -> None:
     assert table.idle == [older]
 
 
+def test_of_two_the_one_given_back_first_is_leased_if_the_other_has_expired() -> None:
+    chances = iter([0, 0.5])
+    table: Table = SlotTable(make(max_lifetime=10), lambda: next(chances))
+    lasting, _ = open_idle(table, 0), open_idle(table, 0)
+    assert table.granted("permit", "A", 9.7) == (Claim.REUSE, lasting)
+
+
 def test_a_connection_from_before_a_reset_is_passed_over() -> None:
     table = table_of()
     old = open_idle(table, 0)
@@ -187,7 +194,7 @@ def test_a_death_makes_those_opened_before_it_suspect_until_they_answer() -> Non
     give_back(table, slot, 0)
     assert lend(table, "B", 0).is_due
     table.proved(slot, table.deaths)
-    assert not slot.is_due
+    assert slot.is_due is False
     give_back(table, slot, 0)
     assert not lend(table, "C", 0).is_due
 
@@ -368,6 +375,17 @@ def test_one_that_a_smaller_pool_has_no_room_for_is_retired_when_it_comes_back()
     assert table.returned(second, Condition.CLEAN, 0) is Fate.KEEP
 
 
+def test_every_reset_is_one_more() -> None:
+    table = table_of()
+    for _ in range(3):
+        slot = open_idle(table, 0)
+        assert table.expired(0) == []
+        table.was_reset()
+        assert table.expired(0) == [(slot, Reason.RESET)]
+        table.taken_out(slot, "permit", Reason.RESET)
+        table.ended(slot)
+
+
 def test_a_smaller_pool_keeps_one_that_somebody_seeks() -> None:
     table = table_of(max_size=2)
     slot, _ = open_leased(table, "A", 0), open_leased(table, "B", 0)
@@ -400,13 +418,14 @@ def test_a_condemned_connection_is_no_lease_any_more_and_has_no_successor() -> N
 def test_a_leased_connection_is_replaced_in_its_own_slot() -> None:
     table = table_of()
     slot = open_leased(table, "A", 0)
+    other = table.started("permit")
     table.replaced(slot, Reason.CHECK)
     assert slot.state is State.OPENING
     assert slot.reason is Reason.CHECK
     assert slot.permit == "permit of A"
-    assert table.slots == {slot}
+    assert table.slots == {slot, other}
     assert not table.leased
-    assert table.openers == 1
+    assert table.openers == 2
 
 
 # What becomes of idle ones
@@ -549,7 +568,7 @@ def test_a_slot_that_nobody_decided_on_yet_ends_when_the_pool_closes() -> None:
     assert slot.reason is Reason.CLOSED
     assert slot.view is None
     assert slot.expires_at == math.inf
-    assert not slot.is_due
+    assert slot.is_due is False
     assert not hasattr(slot, "connection")
 
 
@@ -597,10 +616,10 @@ def configs(draw: st.DrawFn) -> PoolConfig:
 class AnyPool(RuleBasedStateMachine):
     """A pool without time, tasks and connections of its own: all of it is chosen."""
 
-    @initialize(config=configs(), chance=st.sampled_from([0.0, 0.3, 0.999]))
-    def begin(self, config: PoolConfig, chance: float) -> None:
+    @initialize(config=configs())
+    def begin(self, config: PoolConfig) -> None:
         self.config = config
-        self.chance = chance
+        self.chance = 0.0
         self.table: SlotTable[str, Lease] = SlotTable(config, lambda: self.chance)
         self.now = 1e6 / 3
         self.limit = config.max_size
@@ -774,8 +793,9 @@ class AnyPool(RuleBasedStateMachine):
         self.table.started_over(one_of(self.opening, which))
 
     @precondition(lambda self: self.opening)
-    @rule(which=some)
-    def open_succeeds(self, which: int) -> None:
+    @rule(which=some, chance=st.sampled_from([0.0, 0.3, 0.999]))
+    def open_succeeds(self, which: int, chance: float) -> None:
+        self.chance = chance
         slot = one_of(self.opening, which)
         if slot.generation != self.table.generation:
             self.table.started_over(slot)
@@ -875,6 +895,8 @@ class AnyPool(RuleBasedStateMachine):
 
     @rule(max_size=st.integers(1, 5))
     def resize(self, max_size: int) -> None:
+        # Whoever had a token before, or gets one now to end a connection, keeps it.
+        self.most = max(self.most, self.limit)
         self.table.max_size = max_size
         surplus = self.table.surplus()
         room = max(0, len(self.table.slots) - len(surplus))
@@ -1035,7 +1057,7 @@ class AnyPool(RuleBasedStateMachine):
             (lambda: self.granted, lambda: self.look(0, 0)),
             (self.unchecked, lambda: self.check_succeeds(0)),
             (self.handed_out, lambda: self.return_it(0, Condition.CLEAN)),
-            (lambda: self.opening, lambda: self.open_succeeds(0)),
+            (lambda: self.opening, lambda: self.open_succeeds(0, 0.0)),
             (lambda: self.cleaning, lambda: self.cleaning_succeeds(0)),
             (lambda: self.ending, lambda: self.farewell_is_over(0)),
         ]
