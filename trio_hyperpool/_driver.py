@@ -297,7 +297,7 @@ class _Transaction(AsyncTransaction):
             async with conn.lock:
                 await conn.wait(self._opening())
         except BaseException as error:
-            await self._undo(error)
+            await self._undo(error)  # noqa: ASYNC102  shields itself
             raise
         return self
 
@@ -314,19 +314,19 @@ class _Transaction(AsyncTransaction):
     ) -> bool:
         conn = self._conn
         if exc_val is not None or self.force_rollback:
-            return await self._undo(exc_val)
+            return await self._undo(exc_val)  # noqa: ASYNC102  shields itself
         if conn.broken and not conn.is_ended:
             raise errors.OperationalError(
                 "the connection was lost: the transaction is not committed"
             )
         if conn.closed and not conn.is_ended:
             # Closed on purpose, as psycopg allows.
-            return await super().__aexit__(exc_type, exc_val, exc_tb)
+            return await super().__aexit__(exc_type, exc_val, exc_tb)  # noqa: ASYNC102  awaits nothing
         try:
-            async with conn.lock:
-                await conn.wait(self._closing())
+            async with conn.lock:  # noqa: ASYNC102  undone if cancelled
+                await conn.wait(self._closing())  # noqa: ASYNC102  undone if cancelled
         except BaseException as error:
-            await self._undo(error)
+            await self._undo(error)  # noqa: ASYNC102  shields itself
             raise
         return False
 
@@ -419,10 +419,10 @@ class _Pipeline(AsyncPipeline):
         )
         try:
             if is_interrupted and not conn.closed:
-                await self._abandon()
+                await self._abandon()  # noqa: ASYNC102  shields itself
             else:
-                async with self._lock:
-                    await conn.wait(self._exit_gen())
+                async with self._lock:  # noqa: ASYNC102  undone if cancelled
+                    await conn.wait(self._exit_gen())  # noqa: ASYNC102  undone if cancelled
         except Exception as error:
             if exc_val is None:
                 raise
@@ -430,7 +430,7 @@ class _Pipeline(AsyncPipeline):
         finally:
             self._leave(exc_val)
         if is_interrupted and exc_val is None:
-            await checkpoint_if_cancelled()
+            await checkpoint_if_cancelled()  # noqa: ASYNC102  is to raise
 
     async def _abandon(self) -> None:
         emptying = self.emptying()
@@ -1117,14 +1117,14 @@ class TrioConnection(AsyncConnection[Row]):
             return
         try:
             if exc_val is None:
-                await self.commit()
+                await self.commit()  # noqa: ASYNC102  closed if cancelled
             else:
                 try:
-                    await self._clean_up(self._rollback_gen(), self._turns)
+                    await self._clean_up(self._rollback_gen(), self._turns)  # noqa: ASYNC102  shields itself
                 except psycopg.Error as error:
                     _log.warning("ignored in rolling back %r: %s", self, error)
         finally:
-            await self.close()
+            await self.close()  # noqa: ASYNC102  awaits nothing
 
     # Conveniences
 
