@@ -20,7 +20,22 @@ from ._errors import (
     PoolTimeoutError as PoolTimeoutError,
 )
 from ._hyper_connection import HyperConnection as HyperConnection
+from ._lease import Lease as Lease
 from ._policy import Condition as Condition
-from ._pool import Pool as Pool, open_pool as open_pool
-from ._server import open_hyperd as open_hyperd
-from ._statistics import PoolStatistics as PoolStatistics
+from ._pool import (
+    IdleConnection as IdleConnection,
+    Pool as Pool,
+    open_pool as open_pool,
+)
+from ._server import Hyperd as Hyperd, open_hyperd as open_hyperd
+from ._statistics import (
+    Holder as Holder,
+    PoolStatistics as PoolStatistics,
+    Timing as Timing,
+)
+
+# What is public is known by its public name, in a repr as in a traceback.
+for _public in [*globals().values()]:
+    if getattr(_public, "__module__", "").startswith(f"{__name__}."):
+        _public.__module__ = __name__
+del _public

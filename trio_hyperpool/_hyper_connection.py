@@ -55,7 +55,7 @@ class HyperConnection(TrioConnection[Row]):
     What differs from psycopg's own:
 
     * Autocommit is on unless asked otherwise.
-    * Parameters become literals in the query (`HyperCursor`), each with its type. Set
+    * Parameters become literals in the query (``HyperCursor``), each with its type. Set
       ``cursor_factory = HyperServerBindingCursor`` to let the server bind them.
     * Statements are never prepared: Hyper's go stale when a table is dropped, and
       can pair one table's data with another's columns. ``prepare=True`` raises

@@ -28,7 +28,7 @@ ConnectionT = TypeVar("ConnectionT")
 class Lease(Generic[ConnectionT]):
     """A connection for the length of one ``async with`` block; see `Pool.lease`.
 
-    It is a class because the clean-up of an `@asynccontextmanager` can be cut short
+    It is a class because the clean-up of an ``@asynccontextmanager`` can be cut short
     by a KeyboardInterrupt between its frames; here both ends are protected from it.
     """
 
