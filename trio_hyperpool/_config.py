@@ -323,7 +323,6 @@ def _checked_health_check(value: object) -> object:
 def _is_async(value: object) -> bool:
     while isinstance(value, functools.partial):
         value = value.func
-    return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(
-        # Where a call looks for it: the class itself is not async, its objects are.
-        getattr(type(value), "__call__", None)  # noqa: B004 - the method is looked at
-    )
+    # Where a call looks for it: the class itself is not async, its objects are.
+    called = type(value).__call__
+    return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(called)
