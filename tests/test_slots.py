@@ -177,6 +177,17 @@ def test_a_new_connection_is_not_probed() -> None:
     assert not slot.is_due
 
 
+def test_one_that_was_never_leased_is_probed_when_it_has_rested_or_is_suspect() -> None:
+    table = table_of(health_check_after=2)
+    open_idle(table, 0)
+    assert not lend(table, "A", 1.9).is_due
+    open_idle(table, 0)
+    assert lend(table, "B", 2).is_due
+    open_idle(table, 2)
+    table.died()
+    assert lend(table, "C", 2).is_due
+
+
 def test_one_handed_over_without_a_rest_is_probed_only_if_every_checkout_is() -> None:
     for seconds, is_due in ((0, True), (0.001, False)):
         table = table_of(health_check_after=seconds)
@@ -278,6 +289,16 @@ def test_a_connection_that_was_opened_counts_its_life_from_now() -> None:
     assert slot.state is State.CLEANING
     assert (slot.opened_at, slot.returned_at) == (7, 7)
     assert slot.expires_at == pytest.approx(7 + 95)
+
+
+def test_a_new_connection_is_not_too_old_for_the_seeker_it_was_opened_for() -> None:
+    table = table_of(max_lifetime=1e-12)
+    slot = table.started("permit")
+    table.seekers.append("A")
+    table.opened(slot, 1e6)
+    assert table.cleaned(slot, 1e6) is Fate.KEEP
+    assert table.arrived(slot, 1e6) == "A"
+    assert table.returned(slot, Condition.CLEAN, 1e6 + 1e-9) is Fate.RETIRE
 
 
 def test_a_failed_open_reaches_a_seeker_only_if_no_opener_is_left_for_it() -> None:
@@ -569,6 +590,7 @@ def test_a_slot_that_nobody_decided_on_yet_ends_when_the_pool_closes() -> None:
     assert slot.view is None
     assert slot.expires_at == math.inf
     assert slot.is_due is False
+    assert slot.is_connected is False
     assert not hasattr(slot, "connection")
 
 
@@ -606,7 +628,7 @@ def configs(draw: st.DrawFn) -> PoolConfig:
         min_idle=min_idle,
         max_size=draw(st.integers(max(1, min_idle), 4)),
         idle_timeout=draw(st.sampled_from([math.inf, 2.0])),
-        max_lifetime=draw(st.sampled_from([math.inf, 5.3])),
+        max_lifetime=draw(st.sampled_from([math.inf, 5.3, 1e-12])),
         health_check=draw(st.sampled_from([HealthCheck.PING, HealthCheck.PASSIVE])),
         health_check_after=draw(st.sampled_from([0.0, 1.0, math.inf])),
         after_release=draw(st.sampled_from([None, hook])),
@@ -685,7 +707,7 @@ class AnyPool(RuleBasedStateMachine):
                 break
             assert slot is good[-1]
             self.idle.remove(slot)
-            self.lent(slot, lease, self.now - slot.returned_at)
+            self.lent(slot, lease, self.now - slot.returned_at, is_new=False)
             if not dead:
                 return
             dead -= 1
@@ -703,13 +725,14 @@ class AnyPool(RuleBasedStateMachine):
         self.table.seekers.append(lease)
         self.seekers.append(lease)
 
-    def lent(self, slot: LeaseSlot, lease: Lease, idle_for: float) -> None:
+    def lent(
+        self, slot: LeaseSlot, lease: Lease, idle_for: float, *, is_new: bool
+    ) -> None:
         self.held[slot] = lease
         lease.deaths = self.table.deaths
         suspect = slot.proved != self.table.deaths
-        assert slot.is_due == (
-            slot.leases > 0 and is_probed(self.config, idle_for, suspect=suspect)
-        )
+        is_due = is_probed(self.config, idle_for, suspect=suspect)
+        assert slot.is_due == (is_due and not is_new)
 
     def unchecked(self) -> list[LeaseSlot]:
         return [slot for slot, lease in self.held.items() if not lease.is_handed_out]
@@ -802,7 +825,8 @@ class AnyPool(RuleBasedStateMachine):
         self.opening.remove(slot)
         self.table.opened(slot, self.now)
         assert slot.opened_at == slot.returned_at == self.now
-        assert slot.expires_at == self.now + lifetime(self.config, self.chance)
+        expires_at = self.now + lifetime(self.config, self.chance)
+        assert slot.expires_at == expires_at or self.now < slot.expires_at
         fate = self.table.cleaned(slot, self.now)
         # Nobody is left who waits for one, and has no opener.
         assert fate is Fate.KEEP or not self.seekers
@@ -855,7 +879,7 @@ class AnyPool(RuleBasedStateMachine):
             if self.seekers:
                 assert lease is self.seekers.popleft()
                 assert slot.permit is permit
-                self.lent(slot, lease, 0.0)
+                self.lent(slot, lease, 0.0, is_new=slot.leases == 0)
             else:
                 assert lease is None
                 self.idle.append(slot)
