@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, get_type_hints
 import pytest
 from hypothesis import given, strategies as st
 
+from trio_hyperpool import _config
 from trio_hyperpool._config import (
     CreateMode,
     HealthCheck,
@@ -158,7 +159,9 @@ def test_an_unknown_option_is_a_type_error_that_names_it() -> None:
 
 
 def test_the_options_of_open_pool_are_the_fields_of_the_config() -> None:
-    options, fields = get_type_hints(PoolOptions), get_type_hints(PoolConfig)
+    names = vars(_config)
+    options = get_type_hints(PoolOptions, names)
+    fields = get_type_hints(PoolConfig, names)
     positional = {field: fields[field] for field in ("endpoint", "database")}
     assert positional | options == fields
     assert list(positional | options) == [
@@ -373,6 +376,11 @@ def test_a_health_check_that_is_not_async_is_refused(value: Any) -> None:
         (None, TypeError, f"{PATH_REQUIRED}; not None"),
         (3, TypeError, f"{PATH_REQUIRED}; not 3"),
         (b"d.hyper", TypeError, f"{PATH_REQUIRED}; not b'd.hyper'"),
+        (
+            "\udc80.hyper",
+            ValueError,
+            "database: a path that is valid Unicode is allowed, not '\\udc80.hyper'",
+        ),
         (
             "a\0b",
             ValueError,
