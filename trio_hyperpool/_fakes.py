@@ -166,7 +166,7 @@ class FakeConnection:
 
 
 class FakeConnector:
-    """A `Connector` without a server, each step of which is a `Gate`.
+    """A `~trio_hyperpool.Connector` without a server, each step of which is a `Gate`.
 
     Args:
         prepare: what comes before the first connection.

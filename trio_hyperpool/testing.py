@@ -1,7 +1,7 @@
 """What tests of an application need: fixtures, fakes, and a look for leaks.
 
 Put ``pytest_plugins = ["trio_hyperpool.testing"]`` into the topmost ``conftest.py``,
-and pytest-trio's tests have the fixtures `hyperd` and `hyper_pool`. Wants pytest and
+and pytest-trio's tests have the fixtures ``hyperd`` and ``hyper_pool``. Wants pytest and
 pytest-trio.
 """
 
@@ -108,7 +108,7 @@ def hyperd() -> Generator[Hyperd]:
 
 @pytest.fixture
 def hyper_pool_options() -> PoolOptions:
-    """Options of `hyper_pool`; override it to have others."""
+    """Options of ``hyper_pool``; override it to have others."""
     return {}
 
 
