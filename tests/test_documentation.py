@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from _pytest.mark import ParameterSet
 from sybil.document import PythonDocument
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[object]:
+def blocks(language: str) -> list[ParameterSet]:
     """The code of each fenced block, under the name of its page and line."""
     found = []
     for page in PAGES:
