@@ -132,7 +132,7 @@ class Supply(Generic[ConnectionT]):
                 table.seekers.append(lease)
                 self._spawn(self._open, slot)
                 return Wait.SEEKERS
-            if self.connector.is_alive(slot.connection):
+            if self._looks_alive(slot):
                 return slot
             # The token stays with the lease, which looks on.
             slot.permit = None
@@ -550,6 +550,13 @@ class Supply(Generic[ConnectionT]):
             return True
         logger.warning("%s: a farewell took more than %g s", self.name, timeout)
         return False
+
+    def _looks_alive(self, slot: Slot[ConnectionT]) -> bool:
+        try:
+            return self.connector.is_alive(slot.connection)
+        except Exception:
+            logger.exception("%s: a connection could not be looked at", self.name)
+            return False
 
     def _lend(self, slot: Slot[ConnectionT]) -> ConnectionT:
         view = slot.view = self.connector.lend(slot.connection)
