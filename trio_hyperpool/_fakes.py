@@ -67,8 +67,10 @@ class Gate:
     async def __call__(self, *_args: object) -> None:
         """Take the step. A checkpoint; cancelled, it has not passed."""
         self.calls += 1
+        # Others may call it before this call goes on.
+        is_on = self.only_on is None or self.only_on == self.calls
         await trio.lowlevel.checkpoint()
-        if self.only_on is None or self.only_on == self.calls:
+        if is_on:
             if self.delay:
                 await trio.sleep(self.delay)
             if self.error is not None:
