@@ -256,6 +256,20 @@ def test_a_pool_has_the_name_it_is_given() -> None:
     assert make(name="sales").name == "sales"
 
 
+def test_modes_and_checks_can_be_looked_up_by_their_words() -> None:
+    assert {mode.value: mode.name for mode in CreateMode} == {
+        "do not create": "DO_NOT_CREATE",
+        "create": "CREATE",
+        "create if not exists": "CREATE_IF_NOT_EXISTS",
+        "create and replace": "CREATE_AND_REPLACE",
+    }
+    assert {check.value: check.name for check in HealthCheck} == {
+        "ping": "PING",
+        "select 1": "SELECT_ONE",
+        "passive": "PASSIVE",
+    }
+
+
 # What is not
 
 

@@ -11,6 +11,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from typing import TypeAlias, TypeVar
 
 import pytest
@@ -592,6 +593,26 @@ def test_a_slot_that_nobody_decided_on_yet_ends_when_the_pool_closes() -> None:
     assert slot.is_due is False
     assert slot.is_connected is False
     assert not hasattr(slot, "connection")
+
+
+def test_a_slot_takes_a_connection_and_a_view_and_nothing_else() -> None:
+    slot = table_of().started("permit")
+    slot.connection = "connection"
+    slot.view = "view"
+    with pytest.raises(AttributeError):
+        slot.conection = "connection"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("words", "decisions"),
+    [
+        ("opening idle leased cleaning", State),
+        ("reuse open replace", Claim),
+        ("keep clean retire discard", Fate),
+    ],
+)
+def test_states_and_decisions_are_words(words: str, decisions: type[Enum]) -> None:
+    assert " ".join(decision.value for decision in decisions) == words
 
 
 def test_the_repr_of_a_slot_is_a_status_line() -> None:
