@@ -35,6 +35,7 @@ from ._statistics import (
 )
 
 # What is public is known by its public name, in a repr as in a traceback.
+_public = None
 for _public in [*globals().values()]:
     if getattr(_public, "__module__", "").startswith(f"{__name__}."):
         _public.__module__ = __name__

@@ -15,23 +15,22 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, Literal, Protocol, TypeVar
 
 import trio
-from trio.lowlevel import disable_ki_protection, enable_ki_protection
+from trio.lowlevel import enable_ki_protection
 
-from ._config import HealthCheck, Hook, PoolConfig
+from ._config import PoolConfig
 from ._connector import Connector
 from ._errors import (
-    ConnectError,
     HookError,
     LeaseEndedError,
-    LeaseError,
     LeaseRevokedError,
     PoolError,
-    PoolTimeoutError,
 )
-from ._policy import Condition, Reason, backoff
+from ._opening import Opening
+from ._policy import Condition, Reason
 from ._queue import QueueingLease, TokenQueue
 from ._slots import Claim, Fate, Slot, SlotTable, State
 from ._statistics import Counters
+from ._steps import Steps, ran_out_of_time
 
 ConnectionT = TypeVar("ConnectionT")
 
@@ -65,14 +64,6 @@ class Spawn(Protocol):
     ) -> None: ...
 
 
-class _Preparation:
-    """One attempt at what comes before the first connection, shared by openers."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.error: PoolError | None = None
-
-
 class Supply(Generic[ConnectionT]):
     """The connections of one pool, and all that is done to them.
 
@@ -89,6 +80,9 @@ class Supply(Generic[ConnectionT]):
         self.config = config
         self.connector = connector
         self.counters = Counters()
+        parts = self.name, config, connector
+        self.steps = Steps(*parts, self.counters)
+        self._opening = Opening(*parts, self.steps, self.counters)
         self.table: SlotTable[ConnectionT, Borrower[ConnectionT]] = SlotTable(
             config, random.random
         )
@@ -99,8 +93,6 @@ class Supply(Generic[ConnectionT]):
         """Called whenever a connection was leased, came free or ended."""
         self._moves = trio.lowlevel.ParkingLot()
         self._spawn = spawn
-        self._is_prepared = False
-        self._preparation: _Preparation | None = None
 
     # For a lease, in its own task
 
@@ -132,7 +124,7 @@ class Supply(Generic[ConnectionT]):
                 table.seekers.append(lease)
                 self._spawn(self._open, slot)
                 return Wait.SEEKERS
-            if self._looks_alive(slot):
+            if self.steps.looks_alive(slot):
                 return slot
             # The token stays with the lease, which looks on.
             slot.permit = None
@@ -164,7 +156,7 @@ class Supply(Generic[ConnectionT]):
             is_sound = not slot.is_due or await self._is_sound(slot)
             hook = self.config.before_acquire
             if is_sound and hook is not None and not lease.is_revoked:
-                await self._run_hook("before_acquire", hook, slot)
+                await self.steps.run_hook("before_acquire", hook, slot)
         except HookError as error:
             failure = error
         except BaseException:
@@ -176,9 +168,9 @@ class Supply(Generic[ConnectionT]):
         if is_sound and failure is None:
             return True
         reason = Reason.CHECK if failure is None else Reason.HOOK
-        if failure is None or _ran_out_of_time(failure):
+        if failure is None or ran_out_of_time(failure):
             # Who does not answer a question would not answer a farewell.
-            self._drop(slot, reason)
+            self.steps.drop(slot, reason)
         if self.queue.is_closed or (failure is not None and slot.leases == 0):
             self.table.condemned(slot, reason)
             self._spawn(self._retire, slot)
@@ -193,7 +185,7 @@ class Supply(Generic[ConnectionT]):
     ) -> ConnectionT:
         """Begin the lease: a view of the connection, good until it is taken back."""
         try:
-            view = self._lend(slot)
+            view = self.steps.lend(slot)
         except BaseException:
             self._discard(slot, Reason.BROKEN)
             raise
@@ -209,7 +201,7 @@ class Supply(Generic[ConnectionT]):
         """End the lease: its connection goes to whoever is next."""
         now = trio.current_time()
         self.counters.use.add(now - lease.granted_at)
-        condition = self._reclaim(slot, LeaseEndedError)
+        condition = self.steps.reclaim(slot, LeaseEndedError)
         fate = self.table.returned(slot, condition, now)
         if fate is Fate.KEEP:
             self._arrived(slot, now)
@@ -223,7 +215,7 @@ class Supply(Generic[ConnectionT]):
         self.counters.revoked += 1
         if lease.granted_at < math.inf:
             self.counters.use.add(trio.current_time() - lease.granted_at)
-        self._reclaim(slot, LeaseRevokedError)
+        self.steps.reclaim(slot, LeaseRevokedError)
         self._discard(slot, Reason.REVOKED)
 
     # For the pool
@@ -325,14 +317,12 @@ class Supply(Generic[ConnectionT]):
         table = self.table
         try:
             if slot.is_connected:
-                await self._farewell(slot)
-            table.started_over(slot)
-            await self._connect(slot)
+                await self.steps.farewell(slot)
+            await self._opening.connect(slot, table.started_over)
             while slot.generation != table.generation and not self.queue.is_closed:
                 slot.reason = Reason.RESET
-                await self._farewell(slot)
-                table.started_over(slot)
-                await self._connect(slot)
+                await self.steps.farewell(slot)
+                await self._opening.connect(slot, table.started_over)
         except PoolError as error:
             self._open_failed(slot, error)
         except BaseException:
@@ -356,88 +346,9 @@ class Supply(Generic[ConnectionT]):
         else:
             logger.warning("%s: a spare connection failed: %s", self.name, error)
 
-    async def _connect(self, slot: Slot[ConnectionT]) -> None:
-        failures = 0
-        while True:
-            try:
-                await self._attempt(slot)
-            except ConnectError as error:
-                failures += 1
-                if not error.unreachable or failures >= self.config.create_attempts:
-                    raise
-            else:
-                return
-            await trio.sleep(backoff(self.config, failures, random.random()))
-            self.table.started_over(slot)
-
-    async def _attempt(self, slot: Slot[ConnectionT]) -> None:
-        # Not timed: this opener has done nothing yet that could take long.
-        while (other := self._preparation) is not None:
-            await other.done.wait()
-            if other.error is not None:
-                raise _twin(other.error)
-        began_at = trio.current_time()
-        deadline = began_at + self.config.create_timeout
-        is_done = False
-        try:
-            # Under one deadline, but not in one scope: of two that expire together,
-            # the inner one would not know.
-            if not self._is_prepared:
-                await self._prepare(deadline)
-            with trio.move_on_at(deadline):
-                slot.connection = await self.connector.connect()
-                slot.is_connected = True
-                self.counters.opened += 1
-                await self._after_connect(slot)
-                is_done = True
-        except PoolError:
-            raise
-        except Exception as error:
-            raise self._not_opened(error) from error
-        if not is_done:
-            raise self._create_timed_out()
-        self.counters.create.add(trio.current_time() - began_at)
-
-    async def _prepare(self, deadline: float) -> None:
-        preparation = self._preparation = _Preparation()
-        try:
-            with trio.move_on_at(deadline):
-                await self.connector.prepare()
-                self._is_prepared = True
-            if not self._is_prepared:
-                raise self._create_timed_out()
-        except PoolError as error:
-            preparation.error = error
-            raise
-        except Exception as error:
-            preparation.error = self._not_opened(error)
-            raise preparation.error from error
-        finally:
-            self._preparation = None
-            preparation.done.set()
-
-    async def _after_connect(self, slot: Slot[ConnectionT]) -> None:
-        if self.config.after_connect is None:
-            return
-        try:
-            await self._run_hook("after_connect", self.config.after_connect, slot)
-        except HookError as error:
-            failure = error
-        except BaseException:
-            self._drop(slot, Reason.ABANDONED)
-            raise
-        else:
-            return
-        if _ran_out_of_time(failure):
-            self._drop(slot, Reason.HOOK)
-        else:
-            slot.reason = Reason.HOOK
-            await self._farewell(slot)
-        raise failure
-
     async def _clean(self, slot: Slot[ConnectionT]) -> None:
         try:
-            is_cleaned = await self._is_cleaned(slot)
+            is_cleaned = await self.steps.is_cleaned(slot)
         except BaseException:
             self._discard(slot, Reason.ABANDONED)
             raise
@@ -449,7 +360,9 @@ class Supply(Generic[ConnectionT]):
     async def _release(self, slot: Slot[ConnectionT]) -> None:
         try:
             if self.config.after_release is not None:
-                await self._run_hook("after_release", self.config.after_release, slot)
+                await self.steps.run_hook(
+                    "after_release", self.config.after_release, slot
+                )
         except HookError as error:
             logger.warning("%s; the connection is retired", error)
             slot.reason = Reason.HOOK
@@ -465,118 +378,25 @@ class Supply(Generic[ConnectionT]):
         self, slot: Slot[ConnectionT], polite: list[bool] | None = None
     ) -> None:
         try:
-            if slot.is_connected and await self._farewell(slot) and polite is not None:
+            if (
+                slot.is_connected
+                and await self.steps.farewell(slot)
+                and polite is not None
+            ):
                 polite.append(True)
         finally:
             self._end(slot)
 
-    # What all of these do to one connection
-
     async def _is_sound(self, slot: Slot[ConnectionT]) -> bool:
-        check, deaths = self.config.health_check, self.table.deaths
-        failure: object = None
-        view = self._lend(slot)
-        scope = trio.CancelScope(
-            deadline=trio.current_time() + self.config.recycle_timeout
-        )
-        try:
-            with scope:
-                if isinstance(check, HealthCheck):
-                    await self.connector.probe(view, check)
-                elif callable(check):
-                    await _call_user(check, view)
-        except Exception as error:  # noqa: BLE001 - whatever a driver raises
-            failure = error
-        condition = self._reclaim(slot, LeaseEndedError)
-        if failure is None and scope.cancelled_caught:
-            failure = f"no answer within {self.config.recycle_timeout:g} s"
-        elif failure is None:
-            failure = _COMPLAINTS.get(condition)
-        if failure is None:
+        deaths = self.table.deaths
+        if await self.steps.is_sound(slot):
             self.table.proved(slot, deaths)
             return True
         self.table.died()
-        self.counters.health_check_failures += 1
-        logger.warning("%s: a connection failed its check: %s", self.name, failure)
         return False
-
-    async def _run_hook(self, name: str, hook: Hook, slot: Slot[ConnectionT]) -> None:
-        timeout = self.config.hook_timeout
-        view = self._lend(slot)
-        try:
-            with trio.move_on_after(timeout) as scope:
-                await _call_user(hook, view)
-            if scope.cancelled_caught:
-                raise trio.TooSlowError(f"it did not end within {timeout:g} s")
-        except Exception as error:
-            self._reclaim(slot, LeaseEndedError)
-            raise self._hook_failed(name, error) from error
-        if hook is self.config.after_connect:
-            self.connector.adopt(slot.connection, view)
-        complaint = _COMPLAINTS.get(self._reclaim(slot, LeaseEndedError))
-        if complaint is not None:
-            raise self._hook_failed(name, complaint)
-
-    def _hook_failed(self, name: str, why: object) -> HookError:
-        self.counters.hook_failures += 1
-        text = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
-        return HookError(f"{self.name}: the hook {name} failed: {text}", hook=name)
-
-    async def _is_cleaned(self, slot: Slot[ConnectionT]) -> bool:
-        timeout = self.config.recycle_timeout
-        with trio.move_on_after(timeout):
-            try:
-                await self.connector.clean(slot.connection)
-            except Exception as error:  # noqa: BLE001 - whatever a driver raises
-                logger.warning("%s: cleaning failed: %s", self.name, error)
-                return False
-            return True
-        logger.warning("%s: cleaning took more than %g s", self.name, timeout)
-        return False
-
-    async def _farewell(self, slot: Slot[ConnectionT]) -> bool:
-        """End a connection politely; say whether that went well."""
-        timeout = self.config.recycle_timeout
-        # Closed it will be, however this ends.
-        slot.is_connected = False
-        self.counters.retired[slot.reason.value] += 1
-        logger.debug("%s: a connection is retired: %s", self.name, slot.reason.value)
-        with trio.move_on_after(timeout):
-            try:
-                await self.connector.close(slot.connection)
-            except Exception as error:  # noqa: BLE001 - whatever a driver raises
-                logger.warning("%s: a farewell failed: %s", self.name, error)
-                return False
-            return True
-        logger.warning("%s: a farewell took more than %g s", self.name, timeout)
-        return False
-
-    def _looks_alive(self, slot: Slot[ConnectionT]) -> bool:
-        try:
-            return self.connector.is_alive(slot.connection)
-        except Exception:
-            logger.exception("%s: a connection could not be looked at", self.name)
-            return False
-
-    def _lend(self, slot: Slot[ConnectionT]) -> ConnectionT:
-        view = slot.view = self.connector.lend(slot.connection)
-        return view
-
-    def _reclaim(self, slot: Slot[ConnectionT], error: type[LeaseError]) -> Condition:
-        view, slot.view = slot.view, None
-        if view is None:
-            return Condition.CLEAN
-        try:
-            condition = self.connector.reclaim(slot.connection, view, error)
-        except Exception:
-            logger.exception("%s: a view could not be ended", self.name)
-            return Condition.BROKEN
-        if condition is Condition.CANCELLED:
-            self.counters.cancelled_queries += 1
-        return condition
 
     def _abandon(self, slot: Slot[ConnectionT]) -> None:
-        condition = self._reclaim(slot, LeaseEndedError)
+        condition = self.steps.reclaim(slot, LeaseEndedError)
         if condition is Condition.CLEAN:
             # Half a check may have left more behind than can be seen.
             condition = Condition.DIRTY
@@ -615,19 +435,8 @@ class Supply(Generic[ConnectionT]):
             self.queue.give_back(permit)
             self._moved()
 
-    def _drop(self, slot: Slot[ConnectionT], reason: Reason) -> None:
-        """Close the socket at once; the slot is still to be ended or reused."""
-        slot.is_connected = False
-        self._reclaim(slot, LeaseEndedError)
-        self.counters.discarded[reason.value] += 1
-        logger.debug("%s: a connection is discarded: %s", self.name, reason.value)
-        try:
-            self.connector.discard(slot.connection)
-        except Exception:
-            logger.exception("%s: a connection could not be discarded", self.name)
-
     def _discard(self, slot: Slot[ConnectionT], reason: Reason) -> None:
-        self._drop(slot, reason)
+        self.steps.drop(slot, reason)
         self._end(slot)
 
     def _end(self, slot: Slot[ConnectionT]) -> None:
@@ -642,37 +451,3 @@ class Supply(Generic[ConnectionT]):
             self._moves.unpark_all()
         if self.on_move is not None:
             self.on_move()
-
-    def _not_opened(self, error: Exception) -> ConnectError:
-        return ConnectError(f"{self.name}: no connection could be opened: {error}")
-
-    def _create_timed_out(self) -> PoolTimeoutError:
-        timeout = self.config.create_timeout
-        return PoolTimeoutError(
-            f"{self.name}: no connection could be opened within {timeout:g} s",
-            step="create",
-        )
-
-
-_COMPLAINTS = {
-    Condition.DIRTY: "it left a transaction open",
-    Condition.CANCELLED: "a query of it was cancelled",
-    Condition.BROKEN: "it left the connection closed, or in use",
-}
-
-
-@disable_ki_protection
-async def _call_user(hook: Hook, view: object) -> None:
-    await hook(view)
-
-
-def _ran_out_of_time(error: HookError) -> bool:
-    return isinstance(error.__cause__, trio.TooSlowError)
-
-
-def _twin(error: PoolError) -> PoolError:
-    """An exception of its own for each task that shares a failure."""
-    twin = type(error).__new__(type(error), *error.args)
-    twin.__dict__.update(error.__dict__)
-    twin.__cause__ = error.__cause__
-    return twin
