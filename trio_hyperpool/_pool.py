@@ -11,9 +11,11 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from types import FrameType, TracebackType
-from typing import Any, Generic, TypeVar, Unpack, overload
+from typing import Any, Generic, TypeVar, Unpack, cast, overload
 
 import trio
+from psycopg import AsyncCursor
+from psycopg.abc import Params, Query
 from trio.lowlevel import current_task, enable_ki_protection
 
 from . import _diagnosis
@@ -120,39 +122,39 @@ class Pool(Generic[ConnectionT]):
         return Lease(self._supply, wait_timeout, frame.f_code, frame.f_lasti)
 
     async def execute(
-        self: Pool[HyperConnection], query: Any, params: Any = None
-    ) -> Any:
+        self: Pool[HyperConnection], query: Query, params: Params | None = None
+    ) -> AsyncCursor[Any]:
         """Execute one statement on a lease of its own, and return its cursor.
 
         The cursor has fetched its rows already, so that they outlive the lease. A
         checkpoint; cancelled, it stops the statement on the server.
         """
         async with self._one_off(_frame_above(1)) as connection:
-            return await connection.execute(query, params)
+            return await connection.execute(cast("Any", query), params)
 
     async def fetch_all(
-        self: Pool[HyperConnection], query: Any, params: Any = None
+        self: Pool[HyperConnection], query: Query, params: Params | None = None
     ) -> list[Any]:
         """Return all rows of a query, on a lease of its own; see `execute`."""
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_all(query, params)
 
     async def fetch_one(
-        self: Pool[HyperConnection], query: Any, params: Any = None
+        self: Pool[HyperConnection], query: Query, params: Params | None = None
     ) -> Any:
         """Return the first row of a query, or None, on a lease of its own."""
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_one(query, params)
 
     async def fetch_value(
-        self: Pool[HyperConnection], query: Any, params: Any = None
+        self: Pool[HyperConnection], query: Query, params: Params | None = None
     ) -> Any:
         """Return the first value of the first row, or None, on a lease of its own."""
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_value(query, params)
 
     async def execute_command(
-        self: Pool[HyperConnection], query: Any, params: Any = None
+        self: Pool[HyperConnection], query: Query, params: Params | None = None
     ) -> int:
         """Execute one statement on a lease of its own; return the rows affected."""
         async with self._one_off(_frame_above(1)) as connection:
