@@ -89,6 +89,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Change the pure modules in every way, and see whether a test notices."""
+    session.install(".[binary]", "--group", "tests", "mutmut>=3.8")
+    session.run("mutmut", "run")
+    session.run("mutmut", "results")
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure."""
     session.install(".[binary,hyperd]", "--group", "benchmarks")

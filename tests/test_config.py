@@ -670,3 +670,9 @@ def test_what_is_given_later_is_refused_in_the_same_words(
 def test_the_least_that_is_given_later_is_allowed() -> None:
     check_max_size(1)
     check_attempts(1)
+
+
+@pytest.mark.parametrize("field", ["wait_timeout", "max_lifetime"])
+def test_a_duration_that_no_float_can_hold_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}: a number of seconds"):
+        PoolConfig("localhost", "x.hyper", **{field: 10**400})

@@ -1,5 +1,7 @@
 """A structured-concurrency connection pool for Tableau Hyper, over psycopg 3 and Trio."""
 
+from dataclasses import is_dataclass as _is_dataclass
+
 from ._config import (
     CreateMode as CreateMode,
     HealthCheck as HealthCheck,
@@ -34,9 +36,12 @@ from ._statistics import (
     Timing as Timing,
 )
 
-# What is public is known by its public name, in a repr as in a traceback.
+# What is public is known by its public name, in a repr as in a traceback; but for
+# dataclasses, whose annotations are looked up in their module.
 _public = None
 for _public in [*globals().values()]:
-    if getattr(_public, "__module__", "").startswith(f"{__name__}."):
+    if getattr(_public, "__module__", "").startswith(f"{__name__}.") and (
+        not _is_dataclass(_public)
+    ):
         _public.__module__ = __name__
 del _public

@@ -8,6 +8,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias, TypedDict, cast
 
@@ -303,8 +304,11 @@ def _require_seconds(field: str, value: object, *, zero: bool = True) -> None:
     allowed = f"a number of seconds {'from' if zero else 'above'} 0 up to math.inf"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         _refuse_type(field, value, allowed)
-    # Written so that NaN, of which every comparison is false, is refused.
-    in_range = value >= 0 if zero else value > 0
+    # Written so that NaN, of which every comparison is false, is refused, and so is
+    # an int that no float can hold.
+    in_range = (value >= 0 if zero else value > 0) and (
+        value <= sys.float_info.max or value == math.inf
+    )
     if not in_range:
         raise ValueError(f"{field}: {allowed} is allowed, not {value!r}")
 

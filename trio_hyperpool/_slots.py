@@ -146,18 +146,18 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
             no room beside it.
         """
         idle = self.idle
+        reason = None
         for index in range(len(idle) - 1, -1, -1):
             slot = idle[index]
-            if self._expiry(slot, index, now) is None:
+            reason = self._expiry(slot, index, now)
+            if reason is None:
                 del idle[index]
                 slot.permit = permit
                 self._lend(slot, lease, now - slot.returned_at, is_new=False)
                 return Claim.REUSE, slot
-        if len(self.slots) < self.max_size or not idle:
+        if reason is None or len(self.slots) < self.max_size:
             return Claim.OPEN, self.started(permit)
-        slot = idle[0]
-        reason = self._expiry(slot, 0, now) or Reason.IDLE
-        del idle[0]
+        slot = idle.pop(0)
         slot.permit = permit
         self.replaced(slot, reason)
         return Claim.REPLACE, slot
