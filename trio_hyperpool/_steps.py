@@ -67,7 +67,11 @@ class Steps(Generic[ConnectionT]):
         condition = self.reclaim(slot, LeaseEndedError)
         if failure is None and scope.cancelled_caught:
             failure = f"no answer within {self._config.recycle_timeout:g} s"
-        elif failure is None:
+        elif failure is None and (
+            # An answer that came although the caller was cancelled is one: the lease
+            # is the caller's, and its connection retires when that ends.
+            condition is not Condition.CANCELLED or scope.cancel_called
+        ):
             failure = _COMPLAINTS.get(condition)
         if failure is None:
             return True
