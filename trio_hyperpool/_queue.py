@@ -167,17 +167,18 @@ class TokenQueue:
         # limiter and are still counted here: somebody is about to go on.
         if self._limiter.statistics().tasks_waiting + arriving != self.waiting:
             return
-        if self._drain_is_stuck() or _diagnosis.is_deadlock(
-            self.borrowed, self._leases, self._endless
-        ):
+        if self._is_stuck():
             task, scope = next(reversed(self._endless.items()))
             self._deadlocked.add(task)
             scope.cancel()
 
-    def _drain_is_stuck(self) -> bool:
-        # Whoever waits for a token while it holds a lease keeps the pool from
-        # draining, and no token is given before it has drained.
-        return self.is_paused and self.paused_until == math.inf
+    def _is_stuck(self) -> bool:
+        if self.is_paused:
+            # Whoever waits for a token while it holds a lease keeps the pool from
+            # draining, and no token is given before it has drained. A drain that is
+            # given up in time changes the tokens, and then this is asked again.
+            return self.paused_until == math.inf
+        return _diagnosis.is_deadlock(self.borrowed, self._leases, self._endless)
 
     def _is_endless(self, lease: QueueingLease, timeout: float) -> bool:
         """Whether this wait holds up a lease of its own task, and for ever.
