@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Final, TextIO, TypeAlias
 import psycopg
 import trio
 
+from ._config import PoolConfig
 from ._demo import show
 from ._errors import HyperdError, PoolError
 from ._pool import open_pool
@@ -68,8 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Execute one statement on a .hyper file, on a private hyperd, "
         "and print its result.",
     )
-    sql.add_argument("file", metavar="FILE.hyper", help="an existing .hyper file")
-    sql.add_argument("statement", metavar="STATEMENT", help="one SQL statement")
+    sql.add_argument(
+        "file", metavar="FILE.hyper", type=_path, help="an existing .hyper file"
+    )
+    sql.add_argument(
+        "statement", metavar="STATEMENT", type=_encoded, help="one SQL statement"
+    )
     form = sql.add_mutually_exclusive_group()
     form.add_argument(
         "--csv", dest="write", action="store_const", const=_write_csv, help="as CSV"
@@ -85,6 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> str:
+    try:
+        return os.fspath(PoolConfig(database=text).database)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is not valid Unicode") from None
+
+
 async def _run_demo(_options: argparse.Namespace) -> None:
     await show(sys.stdout)
 
@@ -95,9 +115,9 @@ async def _run_sql(options: argparse.Namespace) -> None:
         open_pool(database=options.file, max_size=1) as pool,
         pool.lease() as connection,
     ):
-        cursor = await connection.execute(options.statement.encode())
+        cursor = await connection.execute(options.statement)
         if cursor.description is None:
-            print(cursor.statusmessage, file=sys.stderr)
+            print(cursor.statusmessage or "nothing to execute", file=sys.stderr)
             return
         rows = await cursor.fetchall()
         write([column.name for column in cursor.description], rows, sys.stdout)
@@ -107,20 +127,39 @@ def _write_csv(names: Sequence[str], rows: Rows, out: TextIO) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
-        writer.writerow(row)
+        writer.writerow(["" if value is None else _shown(value) for value in row])
 
 
 def _write_json(names: Sequence[str], rows: Rows, out: TextIO) -> None:
-    records = (dict(zip(names, row, strict=True)) for row in rows)
-    lines = (json.dumps(one, default=str, ensure_ascii=False) for one in records)
-    out.write("[\n" + ",\n".join(lines) + "\n]\n" if rows else "[]\n")
+    records = (dict(zip(names, map(_plain, row), strict=True)) for row in rows)
+    lines = (json.dumps(one, default=_shown, ensure_ascii=False) for one in records)
+    # Line by line: that the reader has gone is lost in the middle of one long write.
+    before = "[\n"
+    for line in lines:
+        out.write(before + line)
+        before = ",\n"
+    out.write("\n]\n" if rows else "[]\n")
+
+
+def _shown(value: object) -> str:
+    # As SQL writes it.
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Say what JSON has no number for in the words of SQL."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    return value
 
 
 def _write_table(names: Sequence[str], rows: Rows, out: TextIO) -> None:
     cells = [list(names)]
     is_number = [True] * len(names)
     for row in rows:
-        cells.append(["" if value is None else str(value) for value in row])
+        cells.append(["" if value is None else _shown(value) for value in row])
         for index, value in enumerate(row):
             if isinstance(value, bool) or not isinstance(value, _NUMBER_OR_NULL):
                 is_number[index] = False
