@@ -14,9 +14,13 @@ This module touches psycopg's internals; these are the names that are not public
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 
 from psycopg import (
+    AsyncCopy,
     AsyncCursor,
     AsyncServerCursor,
     DataError,
@@ -29,6 +33,7 @@ from psycopg._preparing import Prepare
 from psycopg._queries import PostgresQuery
 from psycopg.abc import Buffer, Params, PQGen, Query
 from psycopg.adapt import PyFormat, Transformer
+from psycopg.copy import AsyncWriter
 from psycopg.rows import Row
 
 from ._arrays import NUMERIC_ARRAY
@@ -158,6 +163,32 @@ def _statement_of(query: PostgresQuery) -> Statement:
     return read_statement(query.query)
 
 
+class HyperCopy(AsyncCopy):
+    """A COPY that reads its rows one by one.
+
+    Hyper sends many rows in one message, where psycopg expects one, reads the first
+    and drops the others without a word.
+    """
+
+    _lines: deque[bytes] | None = None
+    _rest = b""
+
+    async def read_row(self) -> tuple[Any, ...] | None:
+        """Read a row of a ``COPY … TO STDOUT WITH (FORMAT TEXT)``; None at the end.
+
+        A checkpoint whenever the next rows have to come from the server.
+        """
+        if self._lines is None:
+            self._lines = deque()
+        while not self._lines:
+            data = await self.read()
+            if not data:
+                return None
+            *lines, self._rest = (self._rest + bytes(data)).split(b"\n")
+            self._lines.extend(lines)
+        return self.formatter.parse_row(self._lines.popleft() + b"\n")
+
+
 class HyperCursorMixin(AsyncCursor[Row]):
     """What all cursors share: results, and the statements that must not be sent."""
 
@@ -248,6 +279,20 @@ class HyperCursorMixin(AsyncCursor[Row]):
         if first and result is not None and self._binary_result:
             self._tx.set_pgresult(result, format=pq.Format.BINARY)
         return result
+
+    @asynccontextmanager
+    async def copy(
+        self,
+        statement: Query,
+        params: Params | None = None,
+        *,
+        writer: AsyncWriter | None = None,
+    ) -> AsyncGenerator[HyperCopy]:
+        """Start a COPY, as `psycopg.AsyncCursor.copy` does."""
+        async with super().copy(statement, params, writer=writer) as copy:
+            # psycopg names the class where it makes the object.
+            copy.__class__ = HyperCopy
+            yield cast("HyperCopy", copy)
 
     def _start_copy_gen(
         self, statement: Query, params: Params | None = None
