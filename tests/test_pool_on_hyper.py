@@ -534,6 +534,27 @@ async def test_a_copy_that_was_left_in_the_middle_does_not_reach_the_next(
         assert pool.statistics().discarded == {"returned broken": 3}
 
 
+async def test_a_copy_gives_every_row_though_many_come_in_one_message(
+    hyperd: Any, db: str
+) -> None:
+    query = "COPY (SELECT x, 'ä b', NULL FROM generate_series(1, {}) s(x)) TO STDOUT"
+    async with open_pool(hyperd.endpoint, db, create_mode=CREATE) as pool:
+        for count in (0, 1, 200, 100_000):
+            async with pool.lease() as connection:
+                statement = f"{query.format(count)} WITH (FORMAT text)".encode()
+                async with connection.cursor().copy(statement) as copy:
+                    copy.set_types(["int8", "text", "text"])
+                    rows = [row async for row in copy.rows()]
+                assert rows == [(x, "ä b", None) for x in range(1, count + 1)]
+        async with (
+            pool.lease() as connection,
+            connection.cursor().copy(
+                "COPY (SELECT '' FROM generate_series(1, 3)) TO STDOUT WITH (FORMAT text)"
+            ) as copy,
+        ):
+            assert [row async for row in copy.rows()] == [("",)] * 3
+
+
 # Hooks
 
 
