@@ -229,7 +229,7 @@ async def test_a_server_that_dies_again_and_again_under_load_loses_no_place(
                     with trio.move_on_after(0.3):
                         answers += await pool.fetch_value("SELECT 1")
                 except (PoolError, psycopg.OperationalError):
-                    await trio.sleep(0.001)
+                    await trio.sleep(0.01)
 
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
