@@ -49,8 +49,11 @@ class TokenQueue:
         self._config = config
         self._leases = leases
         self._limiter = trio.CapacityLimiter(config.max_size)
-        self._endless: dict[Task, trio.CancelScope] = {}
-        """Tasks that wait without an end while they hold a lease."""
+        self._endless: dict[Task, tuple[trio.CancelScope, float]] = {}
+        """Tasks that wait without an end while they hold a lease.
+
+        That is without an end of their own: the number is their effective deadline.
+        """
         self._deadlocked: set[Task] = set()
         self.waiting = 0
         self.timeouts = 0
@@ -136,7 +139,7 @@ class TokenQueue:
         try:
             with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
                 if self._is_endless(lease, timeout):
-                    self._endless[task] = scope
+                    self._endless[task] = scope, trio.current_effective_deadline()
                     self.look_for_deadlock(arriving=1)
                 await self._limiter.acquire_on_behalf_of(permit)
         finally:
@@ -167,18 +170,17 @@ class TokenQueue:
         # limiter and are still counted here: somebody is about to go on.
         if self._limiter.statistics().tasks_waiting + arriving != self.waiting:
             return
-        if self._is_stuck():
-            task, scope = next(reversed(self._endless.items()))
-            self._deadlocked.add(task)
-            scope.cancel()
-
-    def _is_stuck(self) -> bool:
-        if self.is_paused:
+        is_deadlock = self.is_paused or _diagnosis.is_deadlock(
+            self.borrowed, self._leases, self._endless
+        )
+        for task, (scope, until) in reversed(self._endless.items()):
             # Whoever waits for a token while it holds a lease keeps the pool from
-            # draining, and no token is given before it has drained. A drain that is
-            # given up in time changes the tokens, and then this is asked again.
-            return self.paused_until == math.inf
-        return _diagnosis.is_deadlock(self.borrowed, self._leases, self._endless)
+            # draining, and no token is given before it has drained: unless the drain
+            # is given up in time, when this is asked again.
+            if is_deadlock and until <= self.paused_until:
+                self._deadlocked.add(task)
+                scope.cancel()
+                break
 
     def _is_endless(self, lease: QueueingLease, timeout: float) -> bool:
         """Whether this wait holds up a lease of its own task, and for ever.
