@@ -82,6 +82,15 @@ class Connector(Protocol[ConnectionT]):
         """
         ...
 
+    async def settle(self) -> None:
+        """Make good what connections left undone that ended without a farewell.
+
+        Awaited at the end of the pool, and in `Pool.quiesce`, if there are any such,
+        when no connection is left: where a farewell does more than to end a
+        connection, this is the place to do the same.
+        """
+        ...
+
     def discard(self, connection: ConnectionT, /) -> None:
         """Close the socket at once; who waits on it in another task wakes up."""
         ...

@@ -747,6 +747,31 @@ class TrioConnection(AsyncConnection[Row]):
                 trio.lowlevel.notify_closing(pgconn.socket)
         pgconn.finish()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the server is at work on a query, or in the middle of its answer."""
+        pgconn = self.pgconn
+        return (
+            pgconn.transaction_status == _ACTIVE
+            and pgconn.pipeline_status == _PIPELINE_OFF
+        )
+
+    def wake(self) -> None:
+        """Wake a task up that waits for the server on a view that has ended."""
+        trio.lowlevel.notify_closing(self.pgconn.socket)
+
+    async def stop(self) -> None:
+        """Stop what the server is at work on, and read its answer to the end.
+
+        A checkpoint. Afterwards the connection is usable, or closed; that takes no
+        longer than ``cancel_timeout``, even if it is cancelled.
+
+        Raises:
+            psycopg.OperationalError: the connection is closed.
+        """
+        with contextlib.suppress(errors.QueryCanceled):
+            await self._clean_up(_drain(self.pgconn), self._turns, patience=0.0)
+
     # Waiting
 
     @enable_ki_protection

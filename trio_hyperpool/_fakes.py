@@ -176,6 +176,7 @@ class FakeConnector:
         probe: the built-in health checks.
         clean: putting one right that came back in a transaction.
         close: the polite end.
+        settle: making good what ended without one.
 
     Attributes:
         opened: all connections ever opened.
@@ -190,12 +191,14 @@ class FakeConnector:
         probe: Gate | None = None,
         clean: Gate | None = None,
         close: Gate | None = None,
+        settle: Gate | None = None,
     ) -> None:
         self.prepare_gate = prepare or Gate.works()
         self.connect_gate = connect or Gate.works()
         self.probe_gate = probe or Gate.works()
         self.clean_gate = clean or Gate.works()
         self.close_gate = close or Gate.works()
+        self.settle_gate = settle or Gate.works()
         self.opened: list[FakeConnection] = []
         self.most_open = 0
         self._connecting = 0
@@ -284,6 +287,10 @@ class FakeConnector:
             await self.close_gate()
         finally:
             connection.session.is_open = False
+
+    async def settle(self) -> None:
+        """Pass the gate ``settle``."""
+        await self.settle_gate()
 
     def discard(self, connection: FakeConnection, /) -> None:
         """Close it at once."""

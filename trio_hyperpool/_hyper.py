@@ -11,6 +11,7 @@ A Hyper session differs from a PostgreSQL one in ways that cost data if forgotte
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import random
@@ -43,6 +44,10 @@ _ADVICE: Final = {
     "55006": f" (after {PATIENCE} seconds; by another process, or another spelling)",
 }
 
+_SESSIONS: Final = (
+    "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE application_name = %s"
+)
+
 _IDLE: Final = pq.TransactionStatus.IDLE
 
 
@@ -71,6 +76,8 @@ class HyperConnector:
         # To the server each spelling of a path is a file of its own, which it
         # then finds locked by itself.
         self._path = os.path.realpath(path) if self._endpoint.is_local else path
+        self._tag = f"trio_hyperpool {secrets.token_hex(4)}"
+        """By which the server's list of sessions tells ours from others'."""
         self._prepared = False
         self._create_sent = False
 
@@ -194,6 +201,9 @@ class HyperConnector:
         traces = connection.session_traces
         changed, traces.changed = traces.changed, False
         status = connection.pgconn.transaction_status
+        if connection.is_busy:
+            connection.wake()
+            return Condition.BUSY
         if not idle or status not in (_IDLE, *IN_TRANSACTION):
             return Condition.BROKEN
         if connection.cancel_sent:
@@ -227,12 +237,36 @@ class HyperConnector:
             psycopg.Error: if the server did not take the farewell.
         """
         try:
+            if connection.is_busy:
+                # Hyper may keep a session for ever whose client went away while it
+                # was being sent rows.
+                await connection.stop()
             if connection.pgconn.transaction_status in IN_TRANSACTION:
                 await connection.rollback()
             for alias in (_quoted(self._path), *connection.session_traces.aliases):
                 await self._detach(connection, alias)
         finally:
             connection.abort()
+
+    async def settle(self) -> None:
+        """Have the server write what was committed by sessions that did not detach.
+
+        It does so when the last session detaches: one more does that, as soon as the
+        server has noticed that the others are gone. A checkpoint. Cancelled, or with
+        an exception, it leaves nothing open, and it is not certain what is on disk.
+
+        Raises:
+            ConnectError: if the server cannot be reached.
+            psycopg.Error: if it did not take the farewell.
+        """
+        connection = await self.connect()
+        try:
+            while await connection.fetch_value(_SESSIONS, (self._tag,)) > 1:
+                await trio.sleep(SHORTEST_PAUSE)
+        except BaseException:
+            connection.abort()
+            raise
+        await self.close(connection)
 
     def discard(self, connection: HyperConnection[Any], /) -> None:
         """Close the socket at once; who waits on it in another task wakes up."""
@@ -249,6 +283,7 @@ class HyperConnector:
             "user": self._config.user or DEFAULT_USER,
             "dbname": dbname,
             "gssencmode": "disable",
+            "application_name": self._tag,
         }
         if password is not None:
             parameters["password"] = password

@@ -31,8 +31,11 @@ class Condition(enum.Enum):
     CANCELLED = "cancelled"
     """A cancel request was sent, and may yet arrive late: retired."""
 
+    BUSY = "busy"
+    """The server is still at work on something of the borrower's: retired."""
+
     BROKEN = "broken"
-    """No use any more, or in the middle of an exchange: discarded."""
+    """No use any more: discarded."""
 
 
 class Reason(enum.Enum):
@@ -47,12 +50,13 @@ class Reason(enum.Enum):
     CLOSED = "pool closed"
     CANCELLED = "cancelled query"
     CHANGED = "changed session"
+    BUSY = "returned busy"
+    REVOKED = "revoked"
     HOOK = "failed hook"
     DEAD = "found dead"
     CHECK = "failed health check"
     BROKEN = "returned broken"
     CLEANING = "failed cleaning"
-    REVOKED = "revoked"
     ABANDONED = "abandoned"
 
 

@@ -319,7 +319,8 @@ class Pool(Generic[ConnectionT]):
                 await supply.until(lambda: queue.is_closed or not queue.borrowed)
                 if queue.is_closed:
                     raise queue.closed()
-                if not await supply.end_idle(Reason.QUIESCED):
+                await supply.end_idle(Reason.QUIESCED)
+                if not await supply.settle():
                     raise PoolError(
                         f"{self.name}: a connection did not end in good order, and "
                         "what was committed last may not be on disk yet"

@@ -243,6 +243,8 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
             return self._fate(slot, Fate.DISCARD, Reason.BROKEN)
         if condition is Condition.CANCELLED:
             return self._fate(slot, Fate.RETIRE, Reason.CANCELLED)
+        if condition is Condition.BUSY:
+            return self._fate(slot, Fate.RETIRE, Reason.BUSY)
         return self._fate(slot, Fate.RETIRE, Reason.CHANGED)
 
     def cleaned(self, slot: Slot[ConnectionT], now: float) -> Fate:

@@ -22,7 +22,8 @@ logger = logging.getLogger("trio_hyperpool")
 _COMPLAINTS = {
     Condition.DIRTY: "it left a transaction open",
     Condition.CANCELLED: "a query of it was cancelled",
-    Condition.BROKEN: "it left the connection closed, or in use",
+    Condition.BUSY: "it left a query unfinished",
+    Condition.BROKEN: "it left the connection closed",
 }
 
 
@@ -47,6 +48,8 @@ class Steps(Generic[ConnectionT]):
         self._config = config
         self._connector = connector
         self._counters = counters
+        self.cut_off = 0
+        """How many connections ended without a farewell that the server took."""
 
     async def is_sound(self, slot: Slot[ConnectionT]) -> bool:
         """Whether the connection passes the health check."""
@@ -120,21 +123,35 @@ class Steps(Generic[ConnectionT]):
         logger.warning("%s: cleaning took more than %g s", self._name, timeout)
         return False
 
-    async def farewell(self, slot: Slot[ConnectionT]) -> bool:
-        """End a connection politely; say whether that went well."""
+    async def farewell(self, slot: Slot[ConnectionT]) -> None:
+        """End a connection politely."""
         timeout = self._config.recycle_timeout
         # Closed it will be, however this ends.
         slot.is_connected = False
         self._counters.retired[slot.reason.value] += 1
         logger.debug("%s: a connection is retired: %s", self._name, slot.reason.value)
+        self.cut_off += 1
         with trio.move_on_after(timeout):
             try:
                 await self._connector.close(slot.connection)
             except Exception as error:  # noqa: BLE001 - whatever a driver raises
                 logger.warning("%s: a farewell failed: %s", self._name, error)
+                return
+            self.cut_off -= 1
+            return
+        logger.warning("%s: a farewell took more than %g s", self._name, timeout)
+
+    async def settle(self) -> bool:
+        """Make good what missing farewells left undone; say whether that went well."""
+        timeout = self._config.recycle_timeout
+        with trio.move_on_after(timeout):
+            try:
+                await self._connector.settle()
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises
+                logger.warning("%s: settling failed: %s", self._name, error)
                 return False
             return True
-        logger.warning("%s: a farewell took more than %g s", self._name, timeout)
+        logger.warning("%s: settling took more than %g s", self._name, timeout)
         return False
 
     def looks_alive(self, slot: Slot[ConnectionT]) -> bool:
@@ -167,6 +184,7 @@ class Steps(Generic[ConnectionT]):
     def drop(self, slot: Slot[ConnectionT], reason: Reason) -> None:
         """Close the socket at once; the slot is still to be ended or reused."""
         slot.is_connected = False
+        self.cut_off += 1
         self.reclaim(slot, LeaseEndedError)
         self._counters.discarded[reason.value] += 1
         logger.debug("%s: a connection is discarded: %s", self._name, reason.value)

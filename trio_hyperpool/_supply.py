@@ -91,6 +91,8 @@ class Supply(Generic[ConnectionT]):
         """Attempts to open a connection that have failed since one succeeded."""
         self.on_move: Callable[[], None] | None = None
         """Called whenever a connection was leased, came free or ended."""
+        self._settled = 0
+        """How many of those that were cut off have been made good."""
         self._moves = trio.lowlevel.ParkingLot()
         self._spawn = spawn
 
@@ -216,7 +218,8 @@ class Supply(Generic[ConnectionT]):
         if lease.granted_at < math.inf:
             self.counters.use.add(trio.current_time() - lease.granted_at)
         self.steps.reclaim(slot, LeaseRevokedError)
-        self._discard(slot, Reason.REVOKED)
+        self.table.condemned(slot, Reason.REVOKED)
+        self._spawn(self._retire, slot)
 
     # For the pool
 
@@ -243,28 +246,37 @@ class Supply(Generic[ConnectionT]):
             count += 1
         return count, True
 
-    async def end_idle(self, reason: Reason) -> bool:
+    async def end_idle(self, reason: Reason) -> None:
         """End all idle connections, at the same time, in the caller's task.
 
         Nobody else may be able to open one meanwhile: no token is needed.
-
-        Returns:
-            Whether every one of them was ended politely, and in time.
         """
         slots = list(self.table.idle)
-        polite: list[bool] = []
         for slot in slots:
             self.table.taken_out(slot, None, reason)
         try:
             async with trio.open_nursery() as nursery:
                 for slot in slots:
-                    nursery.start_soon(self._retire, slot, polite)
+                    nursery.start_soon(self._retire, slot)
         except BaseExceptionGroup as group:
             # None of the tasks raises anything: it came while they were waited for.
             if (interrupted := group.subgroup(KeyboardInterrupt)) is None:
                 raise
             raise interrupted.exceptions[0] from None
-        return len(polite) == len(slots)
+
+    async def settle(self) -> bool:
+        """Make good, when no connection is left, what missing farewells left undone.
+
+        Returns:
+            Whether there is nothing left to be made good.
+        """
+        cut_off = self.steps.cut_off
+        if cut_off == self._settled:
+            return True
+        is_settled = await self.steps.settle()
+        if is_settled:
+            self._settled = cut_off
+        return is_settled
 
     def discard_idle(self) -> None:
         """Close the sockets of all idle connections at once."""
@@ -303,6 +315,7 @@ class Supply(Generic[ConnectionT]):
                 with trio.move_on_after(patience, shield=True):
                     await self.end_idle(Reason.CLOSED)
                     await self.until(lambda: not self.table.count(State.CLEANING))
+                    await self.settle()
             finally:
                 self.discard_idle()
 
@@ -374,16 +387,10 @@ class Supply(Generic[ConnectionT]):
             self._made_ready(slot)
 
     @enable_ki_protection
-    async def _retire(
-        self, slot: Slot[ConnectionT], polite: list[bool] | None = None
-    ) -> None:
+    async def _retire(self, slot: Slot[ConnectionT]) -> None:
         try:
-            if (
-                slot.is_connected
-                and await self.steps.farewell(slot)
-                and polite is not None
-            ):
-                polite.append(True)
+            if slot.is_connected:
+                await self.steps.farewell(slot)
         finally:
             self._end(slot)
 
