@@ -368,9 +368,18 @@ async def test_reclaim_tells_what_is_cancelled_or_broken(opened: Any) -> None:
     view = connector.lend(connection)
     copying = view.cursor().copy("COPY (SELECT 1) TO STDOUT WITH (FORMAT TEXT)")
     await copying.__aenter__()
+    assert connector.reclaim(connection, view, LeaseEndedError) is Condition.BUSY
+    await connector.close(connection)
+    await copying.__aexit__(None, None, None)
+
+    connector, connection = await opened()
+    view = connector.lend(connection)
+    piping = view.pipeline()
+    await piping.__aenter__()
     assert connector.reclaim(connection, view, LeaseEndedError) is Condition.BROKEN
     connector.discard(connection)
-    await copying.__aexit__(None, None, None)
+    with pytest.raises(LeaseEndedError):
+        await piping.__aexit__(None, None, None)
 
 
 async def test_a_probe_passes_on_a_live_connection_and_raises_on_a_dead_one(

@@ -122,6 +122,7 @@ def test_reasons_are_the_words_that_statistics_and_logs_show() -> None:
         "CLOSED": "pool closed",
         "CANCELLED": "cancelled query",
         "CHANGED": "changed session",
+        "BUSY": "returned busy",
         "HOOK": "failed hook",
         "DEAD": "found dead",
         "CHECK": "failed health check",
@@ -138,5 +139,6 @@ def test_a_condition_has_a_word_of_its_own() -> None:
         "dirty",
         "changed",
         "cancelled",
+        "busy",
         "broken",
     ]

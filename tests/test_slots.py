@@ -337,6 +337,7 @@ def test_a_failed_open_that_nobody_waits_for_is_told_to_nobody() -> None:
         (Condition.DIRTY, Fate.CLEAN, None),
         (Condition.CHANGED, Fate.RETIRE, Reason.CHANGED),
         (Condition.CANCELLED, Fate.RETIRE, Reason.CANCELLED),
+        (Condition.BUSY, Fate.RETIRE, Reason.BUSY),
         (Condition.BROKEN, Fate.DISCARD, Reason.BROKEN),
     ],
 )
@@ -1001,7 +1002,7 @@ class AnyPool(RuleBasedStateMachine):
     def fate(self, slot: LeaseSlot, condition: Condition) -> Fate:
         if condition is Condition.BROKEN:
             return Fate.DISCARD
-        if condition in {Condition.CANCELLED, Condition.CHANGED}:
+        if condition in {Condition.BUSY, Condition.CANCELLED, Condition.CHANGED}:
             return Fate.RETIRE
         fate = self.kept_or_retired(slot)
         is_cleaned = condition is Condition.DIRTY or self.config.after_release

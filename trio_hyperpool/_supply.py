@@ -217,9 +217,12 @@ class Supply(Generic[ConnectionT]):
         self.counters.revoked += 1
         if lease.granted_at < math.inf:
             self.counters.use.add(trio.current_time() - lease.granted_at)
-        self.steps.reclaim(slot, LeaseRevokedError)
-        self.table.condemned(slot, Reason.REVOKED)
-        self._spawn(self._retire, slot)
+        condition = self.steps.reclaim(slot, LeaseRevokedError)
+        if condition is Condition.BROKEN:
+            self._discard(slot, Reason.REVOKED)
+        else:
+            self.table.condemned(slot, Reason.REVOKED)
+            self._spawn(self._retire, slot)
 
     # For the pool
 
