@@ -146,6 +146,11 @@ def test_json_can_be_read_back(shell: Shell, file: str) -> None:
     assert "ä" in out
 
 
+def test_json_keeps_columns_of_one_name_apart(shell: Shell, file: str) -> None:
+    out = shell.sql(file, "SELECT 1 AS a, 2 AS a, 3 AS b", "--json")
+    assert json.loads(out) == [{"a_1": 1, "a_2": 2, "b_3": 3}]
+
+
 def test_values_that_json_has_no_word_for_are_still_json(
     shell: Shell, file: str
 ) -> None:

@@ -131,7 +131,8 @@ def _write_csv(names: Sequence[str], rows: Rows, out: TextIO) -> None:
 
 
 def _write_json(names: Sequence[str], rows: Rows, out: TextIO) -> None:
-    records = (dict(zip(names, map(_plain, row), strict=True)) for row in rows)
+    keys = _distinct(names)
+    records = (dict(zip(keys, map(_plain, row), strict=True)) for row in rows)
     lines = (json.dumps(one, default=_shown, ensure_ascii=False) for one in records)
     # Line by line: that the reader has gone is lost in the middle of one long write.
     before = "[\n"
@@ -139,6 +140,13 @@ def _write_json(names: Sequence[str], rows: Rows, out: TextIO) -> None:
         out.write(before + line)
         before = ",\n"
     out.write("\n]\n" if rows else "[]\n")
+
+
+def _distinct(names: Sequence[str]) -> Sequence[str]:
+    """Number columns of one name, or an object would keep but the last of them."""
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name}_{position}" for position, name in enumerate(names, start=1)]
 
 
 def _shown(value: object) -> str:
