@@ -70,9 +70,7 @@ async def test_a_passive_check_makes_no_round_trip(
     autojump_clock: MockClock, check: HealthCheck | bool
 ) -> None:
     connector = FakeConnector()
-    async with fake_pool(
-        connector, health_check=check, health_check_after=0
-    ) as pool:
+    async with fake_pool(connector, health_check=check, health_check_after=0) as pool:
         await hold(pool, 0)
         connector.break_all()
         async with pool.lease() as connection:
@@ -369,13 +367,12 @@ async def test_a_connection_on_its_way_at_a_reset_is_not_opened_for_a_closed_poo
     autojump_clock: MockClock,
 ) -> None:
     connector = FakeConnector(connect=Gate.slow(2), close=Gate.slow(1))
-    async with fake_pool(connector, max_size=2) as pool:
-        async with pool.lease():
-            with trio.move_on_after(1):
-                async with pool.lease():
-                    pass
-            pool.reset()
-            await wait_all_tasks_blocked()
+    async with fake_pool(connector, max_size=2) as pool, pool.lease():
+        with trio.move_on_after(1):
+            async with pool.lease():
+                pass
+        pool.reset()
+        await wait_all_tasks_blocked()
     assert len(connector.opened) <= 2
 
 

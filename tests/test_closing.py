@@ -136,7 +136,7 @@ async def test_leases_that_outlast_the_grace_are_revoked(
         # Whether or not it ever touches the connection again.
         assert trio.current_time() == 6
         assert pool.statistics().revoked == 1
-        assert pool.statistics().discarded == {"revoked": 1}
+        assert pool.statistics().retired == {"revoked": 1}
         assert pool.statistics().use.sum == 6
 
 
@@ -159,10 +159,9 @@ async def test_a_dirty_connection_that_comes_back_in_the_grace_ends_politely(
             await trio.sleep(2)
 
     connector = FakeConnector(close=Gate.slow(1))
-    async with trio.open_nursery() as nursery:
-        async with fake_pool(connector) as pool:
-            nursery.start_soon(borrow)
-            await wait_all_tasks_blocked()
+    async with trio.open_nursery() as nursery, fake_pool(connector) as pool:
+        nursery.start_soon(borrow)
+        await wait_all_tasks_blocked()
     assert pool.statistics().retired == {"pool closed": 1}
     assert not connector.clean_gate.calls
     assert trio.current_time() == 3
@@ -175,7 +174,7 @@ async def test_what_the_pool_is_busy_with_as_it_closes_ends_politely_too(
     # The last to detach makes the server write: cut off, it would lose data.
     connector = FakeConnector(clean=Gate.slow(1), close=Gate.slow(1))
     hook = Gate.slow(1) if how == "after_release" else None
-    async with fake_pool(connector, after_release=hook) as pool:
+    async with fake_pool(connector, after_release=hook) as pool:  # noqa: SIM117
         async with pool.lease() as connection:
             if how == "clean":
                 connection.begin()
@@ -191,7 +190,7 @@ async def test_what_the_pool_is_busy_with_as_it_closes_ends_politely_too(
 
 async def test_cleaning_that_never_ends_is_cut_off(autojump_clock: MockClock) -> None:
     connector = FakeConnector(clean=Gate.never())
-    async with fake_pool(connector, recycle_timeout=100, close_timeout=3) as pool:
+    async with fake_pool(connector, recycle_timeout=100, close_timeout=3) as pool:  # noqa: SIM117
         async with pool.lease() as connection:
             connection.begin()
     assert trio.current_time() == 100
@@ -225,6 +224,53 @@ async def test_every_step_that_never_ends_at_once_is_still_bounded(
                 await hold(pool, 0)
         assert trio.current_time() <= 2 + 3
         nursery.cancel_scope.cancel()
+
+
+# Settling what missed its farewell
+
+
+async def test_what_ended_in_good_order_needs_no_settling(
+    autojump_clock: MockClock,
+) -> None:
+    connector = FakeConnector()
+    async with fake_pool(connector, max_size=3) as pool:
+        await assert_all_places_work(pool)
+        await pool.flush()
+        await assert_all_places_work(pool)
+    assert not connector.settle_gate.calls
+
+
+@pytest.mark.parametrize("how", ["broken", "farewell fails", "farewell hangs"])
+async def test_what_was_cut_off_is_made_good_when_no_connection_is_left(
+    autojump_clock: MockClock, how: str
+) -> None:
+    seen: list[int] = []
+
+    class Settling(FakeConnector):
+        async def settle(self) -> None:
+            seen.append(len(self.open_connections))
+            await super().settle()
+
+    gates = {"farewell fails": Gate.fails(on=1), "farewell hangs": Gate.never(on=1)}
+    connector = Settling(close=gates.get(how))
+    async with fake_pool(connector, max_size=3, recycle_timeout=2) as pool:
+        async with pool.lease() as connection, pool.lease():
+            if how == "broken":
+                connection.close()
+        await wait_all_tasks_blocked()
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("gate", [Gate.fails(), Gate.never()])
+async def test_settling_that_does_not_go_well_is_logged_and_bounded(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, gate: Gate
+) -> None:
+    connector = FakeConnector(settle=gate)
+    async with fake_pool(connector, recycle_timeout=2) as pool:  # noqa: SIM117
+        async with pool.lease() as connection:
+            connection.close()
+    assert trio.current_time() <= 2
+    assert "settling" in caplog.text
 
 
 # Bodies that raise, or are cancelled
@@ -424,7 +470,7 @@ async def test_a_bug_that_shows_while_the_pool_closes_comes_out_too(
 ) -> None:
     bug = Bug("a bug")
     with pytest.raises(Bug) as caught:
-        async with fake_pool(FakeConnector(clean=buggy(1, bug))) as pool:
+        async with fake_pool(FakeConnector(clean=buggy(1, bug))) as pool:  # noqa: SIM117
             async with pool.lease() as connection:
                 connection.begin()
     assert caught.value is bug
@@ -466,7 +512,7 @@ def test_an_interrupt_while_connections_say_farewell_comes_out_as_itself(
 
             nursery.start_soon(ctrl_c)
             try:
-                async with fake_pool(connector, max_size=4) as pool:
+                async with fake_pool(connector, max_size=4) as pool:  # noqa: SIM117
                     async with pool.lease() as connection:
                         for _ in range(idle):
                             await hold(pool, 0)

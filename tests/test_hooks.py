@@ -159,7 +159,7 @@ async def test_before_acquire_runs_in_the_borrowers_task(
         tasks.append(trio.lowlevel.current_task())
         await trio.lowlevel.checkpoint()
 
-    async with fake_pool(before_acquire=hook, after_connect=hook) as pool:
+    async with fake_pool(before_acquire=hook, after_connect=hook) as pool:  # noqa: SIM117
         async with pool.lease():
             pass
     assert tasks[0] is not tasks[1]
@@ -230,7 +230,9 @@ async def test_after_connect_that_fails_reaches_the_lease_that_waits(
     connector = FakeConnector(close=Gate.slow(1))
     async with fake_pool(connector, after_connect=Gate.fails(cause)) as pool:
         for _ in range(leases):
-            with pytest.raises(HookError, match="after_connect failed: OSErr") as caught:
+            with pytest.raises(
+                HookError, match="after_connect failed: OSErr"
+            ) as caught:
                 async with pool.lease():
                     pass
             assert caught.value.hook == "after_connect"

@@ -6,6 +6,7 @@ import contextvars
 import signal
 import sys
 from types import CodeType, FrameType
+from typing import Any, Self
 
 import pytest
 import trio
@@ -108,11 +109,11 @@ async def test_a_lease_is_good_for_one_block(autojump_clock: MockClock) -> None:
         assert pool.statistics().leases == 1
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan")])
-async def test_a_senseless_wait_timeout_is_refused_at_once(timeout: float) -> None:
+@pytest.mark.parametrize("seconds", [-1, float("nan")])
+async def test_a_senseless_wait_timeout_is_refused_at_once(seconds: float) -> None:
     async with fake_pool() as pool:
         with pytest.raises(ValueError, match="wait_timeout"):
-            pool.lease(wait_timeout=timeout)
+            pool.lease(wait_timeout=seconds)
 
 
 async def test_what_the_block_raises_comes_out_as_it_is(
@@ -359,7 +360,7 @@ async def test_seekers_are_served_in_their_order(autojump_clock: MockClock) -> N
     async def borrow(number: int) -> None:
         async with pool.lease():
             order.append(number)
-            await trio.sleep(0.1)
+            await trio.sleep(0.095)
 
     async with fake_pool(connector, max_size=20) as pool:
         async with trio.open_nursery() as nursery:
@@ -643,7 +644,7 @@ def test_an_interrupt_at_any_step_comes_out_of_the_pool_as_it_is() -> None:
     async def lease_once(step: int) -> None:
         connector = FakeConnector(close=Gate.slow(1), clean=Gate.slow(1))
         with at_step(step, interrupt) as instrument:
-            async with fake_pool(connector, max_size=2) as pool:
+            async with fake_pool(connector, max_size=2) as pool:  # noqa: SIM117
                 async with pool.lease() as one, pool.lease() as two:
                     await one.execute(1)
                     two.begin()
@@ -668,7 +669,7 @@ class _AtLine:
         self.left = step
         self._codes: dict[CodeType, bool] = {}
 
-    def __enter__(self) -> _AtLine:
+    def __enter__(self) -> Self:
         self._previous = sys.gettrace()
         sys.settrace(self.trace)
         self._frame = sys._getframe(1)
@@ -678,7 +679,7 @@ class _AtLine:
     def __exit__(self, *_: object) -> None:
         sys.settrace(self._previous)
 
-    def trace(self, frame: FrameType, event: str, _: object) -> object:
+    def trace(self, frame: FrameType, event: str, _: object) -> Any:
         code = frame.f_code
         if code not in self._codes:
             name = frame.f_globals.get("__name__", "")

@@ -100,9 +100,8 @@ async def test_a_wait_for_the_drained_pool_has_its_own_end(
             async with pool.lease(wait_timeout=0):
                 pass
 
-    async with fake_pool() as pool, pool.quiesce():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(impatient)
+    async with fake_pool() as pool, pool.quiesce(), trio.open_nursery() as nursery:
+        nursery.start_soon(impatient)
 
 
 async def test_entering_is_a_checkpoint(autojump_clock: MockClock) -> None:
@@ -186,17 +185,35 @@ async def test_flush_ends_every_connection_in_good_order(
 
 
 @pytest.mark.parametrize("gate", [Gate.fails(on=1), Gate.never(on=1)])
-async def test_flush_says_so_if_a_farewell_did_not_go_well(
+async def test_flush_makes_good_a_farewell_that_did_not_go_well(
     autojump_clock: MockClock, gate: Gate
 ) -> None:
     connector = FakeConnector(close=gate)
     async with fake_pool(connector, max_size=3) as pool:
         await assert_all_places_work(pool)
+        await pool.flush()
+        assert connector.settle_gate.passed == 1
+        # Once is enough.
+        await assert_all_places_work(pool)
+        await pool.flush()
+        assert connector.settle_gate.calls == 1
+
+
+@pytest.mark.parametrize("gate", [Gate.fails(on=1), Gate.never(on=1)])
+async def test_flush_says_so_if_that_does_not_go_well_either(
+    autojump_clock: MockClock, gate: Gate
+) -> None:
+    connector = FakeConnector(settle=gate)
+    async with fake_pool(connector, max_size=3) as pool:
+        async with pool.lease() as connection:
+            connection.close()
         with pytest.raises(PoolError, match="may not be on disk"):
             await pool.flush()
         assert_nothing_is_lost(pool)
         await assert_all_places_work(pool)
+        # It is still to be done.
         await pool.flush()
+        assert connector.settle_gate.calls == 2
 
 
 # What could never end
@@ -279,6 +296,42 @@ async def test_no_alarm_if_the_drain_has_a_deadline(autojump_clock: MockClock) -
             assert trio.current_time() == 5
 
 
+async def test_a_deadline_around_the_drain_and_the_wait_is_no_end_of_the_drain(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool() as pool:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery, pool.lease():
+                nursery.start_soon(pool.flush)
+                await wait_all_tasks_blocked()
+                with pytest.raises(PoolDeadlockError):
+                    await hold(pool, 0)
+        assert trio.current_time() == 0
+
+
+async def test_of_two_second_leases_the_one_that_the_drain_outlasts_is_told(
+    autojump_clock: MockClock,
+) -> None:
+    async def borrow(patience: float) -> None:
+        with trio.move_on_after(patience):
+            async with pool.lease():
+                await trio.sleep(1)
+                try:
+                    await hold(pool, 0)
+                except PoolDeadlockError:
+                    told.append(patience)
+
+    told: list[float] = []
+    async with fake_pool() as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(borrow, 10)
+        nursery.start_soon(borrow, 100)
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(50):
+            await pool.flush()
+    # The other one is in the queue again as soon as the drain is given up.
+    assert told == [10]
+
+
 # Together with the rest
 
 
@@ -289,12 +342,11 @@ async def test_a_pool_that_closes_ends_a_drain_in_progress(
         with pytest.raises(PoolClosedError):
             await pool.flush()
 
-    async with trio.open_nursery() as nursery:
-        async with fake_pool(close_timeout=2) as pool:
-            await nursery.start(hold, pool, 10)
-            nursery.start_soon(flush)
-            nursery.start_soon(flush)
-            await trio.sleep(1)
+    async with trio.open_nursery() as nursery, fake_pool(close_timeout=2) as pool:
+        await nursery.start(hold, pool, 10)
+        nursery.start_soon(flush)
+        nursery.start_soon(flush)
+        await trio.sleep(1)
 
 
 async def test_a_pool_may_close_inside_anothers_block(

@@ -13,6 +13,7 @@ from tests._invariants import (
     hold,
     settle,
 )
+from trio_hyperpool._pool import IdleConnection
 from trio_hyperpool.testing import FakeConnector, Gate
 
 
@@ -200,8 +201,13 @@ async def test_retire_idle_tells_its_predicate_age_rest_and_leases(
             await hold(pool, 1)
         await hold(pool, 1)
         await trio.sleep(5)
-        told = []
-        assert pool.retire_idle(lambda idle: bool(told.append(idle))) == 0
+        told: list[IdleConnection] = []
+
+        def listen(idle: IdleConnection) -> bool:
+            told.append(idle)
+            return False
+
+        assert pool.retire_idle(listen) == 0
         assert [(idle.age, idle.idle, idle.leases) for idle in told] == [
             (7, 6, 1),
             (10, 5, 2),
@@ -215,5 +221,5 @@ async def test_a_predicate_that_raises_changes_nothing(
     async with fake_pool(max_size=2) as pool:
         await assert_all_places_work(pool)
         with pytest.raises(ZeroDivisionError):
-            pool.retire_idle(lambda idle: bool(1 / 0))
+            pool.retire_idle(lambda idle: bool(idle.leases / 0))
         assert pool.statistics().idle == 2

@@ -59,11 +59,8 @@ async def test_a_newcomer_does_not_overtake_who_was_granted_a_place(
             nursery.start_soon(borrow, "waiter")
             await wait_all_tasks_blocked()
         # The waiter has the place and has not run yet.
-        with pytest.raises(PoolTimeoutError):
-            async with pool.lease(wait_timeout=0):
-                pass
-        await wait_all_tasks_blocked()
-        assert order == ["waiter"]
+        await borrow("newcomer")
+        assert order == ["waiter", "newcomer"]
 
 
 async def test_nobody_starves(autojump_clock: MockClock) -> None:
@@ -303,7 +300,7 @@ async def test_a_task_that_waits_for_itself_is_told_at_once(
     autojump_clock: MockClock,
 ) -> None:
     async with fake_pool(max_size=2) as pool, pool.lease(), pool.lease():
-        with pytest.raises(PoolDeadlockError, match="for ever|never end") as caught:
+        with pytest.raises(PoolDeadlockError, match="would never end") as caught:
             async with pool.lease():
                 pass
         assert trio.current_time() == 0
@@ -412,17 +409,16 @@ async def test_no_alarm_while_a_connection_is_on_its_way(
     autojump_clock: MockClock,
 ) -> None:
     connector = FakeConnector(connect=Gate(5, only_on=2))
-    async with fake_pool(connector, max_size=2) as pool:
-        async with pool.lease():
-            # Somebody asked for the second one and went away.
-            with trio.move_on_after(1):
-                async with pool.lease():
-                    pass
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(hold, pool, 1)
-                await wait_all_tasks_blocked()
-                async with pool.lease():
-                    assert trio.current_time() == 6
+    async with fake_pool(connector, max_size=2) as pool, pool.lease():
+        # Somebody asked for the second one and went away.
+        with trio.move_on_after(1):
+            async with pool.lease():
+                pass
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold, pool, 1)
+            await wait_all_tasks_blocked()
+            async with pool.lease():
+                assert trio.current_time() == 6
 
 
 async def test_no_alarm_while_a_connection_is_cleaned(
@@ -443,7 +439,7 @@ async def test_no_alarm_while_a_grant_is_on_its_way(
         async with pool.lease():
             pass
 
-    async with fake_pool(max_size=2) as pool, trio.open_nursery() as nursery:
+    async with fake_pool(max_size=2) as pool, trio.open_nursery() as nursery:  # noqa: SIM117
         async with pool.lease():
             async with pool.lease():
                 nursery.start_soon(borrow)
@@ -476,7 +472,7 @@ async def test_no_alarm_while_a_cancellation_is_on_its_way(
 async def test_no_alarm_if_leases_are_revoked_in_time(
     autojump_clock: MockClock,
 ) -> None:
-    async with fake_pool(max_size=1, max_lease=3) as pool, pool.lease():
+    async with fake_pool(max_size=1, max_lease=3) as pool, pool.lease():  # noqa: SIM117
         async with pool.lease():
             assert trio.current_time() == 3
 
