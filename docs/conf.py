@@ -42,7 +42,7 @@ nitpick_ignore_regex = [
     # What stands for any type, and for the fields of PoolConfig.
     ("py:class", r"(trio_hyperpool\.\w+\.)?(ConnectionT|PoolOptions)"),
     # Aliases, and what a public class has from a private one.
-    ("py:class", "Hook|PasswordSource|Path|trio_hyperpool._driver.TrioConnection"),
+    ("py:class", r"Hook|PasswordSource|Path|trio_hyperpool\._driver\..*"),
 ]
 
 

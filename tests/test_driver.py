@@ -23,6 +23,9 @@ from psycopg import errors, pq
 from psycopg.rows import dict_row
 
 from trio_hyperpool._driver import TrioConnection
+from trio_hyperpool._driver._connecting import attempts_of
+from trio_hyperpool._driver._turns import ViewTurns
+from trio_hyperpool._driver._waiting import EITHER, wait_ready
 from trio_hyperpool._errors import LeaseEndedError, LeaseError, LeaseRevokedError
 
 pytestmark = pytest.mark.hyperd
@@ -36,6 +39,7 @@ LONG = (
 )
 MANY = "select x from generate_series(1, 100000000) a(x)"
 SOME = "select x from generate_series(1, 60000) a(x)"
+FEW = "select x from generate_series(1, 3000) a(x)"
 
 
 @pytest.fixture
@@ -422,10 +426,10 @@ async def test_a_statement_that_was_done_when_the_cancellation_came_returns(
 ) -> None:
     await conn.execute("create temp table t (a int)")
 
-    async def too_late(self: Connection) -> None:
+    async def too_late(self: ViewTurns) -> None:
         await trio.sleep(0.2)
 
-    monkeypatch.setattr(TrioConnection, "_request_cancel", too_late)
+    monkeypatch.setattr(ViewTurns, "request_cancel", too_late)
     with trio.CancelScope() as scope:
         trio.lowlevel.add_instrument(CancelAtStep(scope, 1))
         cursor = await conn.execute("insert into t values (1)")
@@ -440,12 +444,12 @@ async def test_in_a_transaction_a_cancellation_that_comes_too_late_still_raises(
 ) -> None:
     await conn.execute("create temp table t (a int)")
 
-    async def too_late(self: Connection) -> None:
+    async def too_late(self: ViewTurns) -> None:
         await trio.sleep(0.2)
 
     with trio.CancelScope() as scope:
         async with conn.transaction():
-            monkeypatch.setattr(TrioConnection, "_request_cancel", too_late)
+            monkeypatch.setattr(ViewTurns, "request_cancel", too_late)
             cancel_at = CancelAtStep(scope, 1)
             trio.lowlevel.add_instrument(cancel_at)
             await conn.execute("insert into t values (1)")
@@ -456,15 +460,15 @@ async def test_in_a_transaction_a_cancellation_that_comes_too_late_still_raises(
 async def test_cancel_requests_are_sent_again_until_one_arrives_in_time(
     conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = TrioConnection._request_cancel
+    request = ViewTurns.request_cancel
     sent: list[float] = []
 
-    async def lost_at_first(self: Connection) -> None:
+    async def lost_at_first(self: ViewTurns) -> None:
         sent.append(trio.current_time())
         if len(sent) == 3:
             await request(self)
 
-    monkeypatch.setattr(TrioConnection, "_request_cancel", lost_at_first)
+    monkeypatch.setattr(ViewTurns, "request_cancel", lost_at_first)
     with trio.move_on_after(0.1):
         await conn.execute(LONG)
     assert len(sent) == 3
@@ -557,8 +561,6 @@ async def test_a_wait_for_readable_or_writable_raises_a_single_cancelled(
     with suppress(BlockingIOError):
         while True:
             left.send(b"x" * 65536)
-    from trio_hyperpool._waiting import EITHER, wait_ready
-
     with trio.move_on_after(0.05) as scope:
         with pytest.raises(trio.Cancelled):
             await wait_ready(left.fileno(), EITHER)
@@ -649,7 +651,7 @@ async def half_a_copy_out(conn: Connection) -> None:
 
 
 async def a_stream(conn: Connection) -> None:
-    async with aclosing(stream(conn, SOME)) as rows:
+    async with aclosing(stream(conn, FEW)) as rows:
         async for _ in rows:
             pass
 
@@ -875,9 +877,7 @@ async def test_names_of_hosts_are_resolved_by_trio(
     conninfo: dict[str, str],
 ) -> None:
     class Resolver(trio.abc.HostnameResolver):
-        async def getaddrinfo(
-            self, host: bytes | None, port: Any, *_: Any
-        ) -> Any:
+        async def getaddrinfo(self, host: bytes | None, port: Any, *_: Any) -> Any:
             if host == b"nowhere.test":
                 raise socket.gaierror("no such host")
             return [(socket.AF_INET, 1, 6, "", ("127.0.0.1", int(port)))]
@@ -900,9 +900,7 @@ async def test_names_of_hosts_are_resolved_by_trio(
 async def test_prefer_standby_and_load_balancing_are_understood(
     conninfo: dict[str, str],
 ) -> None:
-    from trio_hyperpool._driver import _attempts
-
-    attempts = await _attempts(
+    attempts = await attempts_of(
         {
             "host": "/a,/b",
             "target_session_attrs": "prefer-standby",

@@ -10,12 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import pq, sql
-from psycopg._cursor_base import BaseCursor
-from psycopg._preparing import Prepare
-from psycopg._queries import PostgresQuery
-from psycopg._server_cursor_base import ServerCursorMixin
 
-from trio_hyperpool import _cursors
 from trio_hyperpool._cursors import HyperServerBindingCursor
 from trio_hyperpool._hyper import HyperConnection
 
@@ -61,51 +56,6 @@ def refused_unsent(
     finally:
         del conn.wait
     assert not sent
-
-
-@pytest.mark.parametrize(
-    ("owner", "names"),
-    [
-        (PostgresQuery, ["convert", "dump"]),
-        (
-            BaseCursor,
-            [
-                "_query_cls",
-                "_convert_query",
-                "_execute_gen",
-                "_execute_send",
-                "_get_prepared",
-                "_select_current_result",
-                "_start_copy_gen",
-                "_stream_fetchone_gen",
-            ],
-        ),
-        (ServerCursorMixin, ["_declare_gen", "_fetch_gen", "_scroll_gen"]),
-        (psycopg.AsyncConnection, ["_exec_command"]),
-        (Prepare, ["NO"]),
-    ],
-)
-def test_the_private_names_that_cursors_use_are_there(
-    owner: type, names: list[str]
-) -> None:
-    missing = [name for name in names if not hasattr(owner, name)]
-    assert not missing
-    assert _cursors.__doc__ is not None
-    unlisted = [name for name in names[1:] if name not in _cursors.__doc__]
-    assert not unlisted
-
-
-async def test_the_private_attributes_that_cursors_use_are_there(
-    conn: Connection,
-) -> None:
-    cursor = await conn.execute("SELECT 1")
-    for name in ("_conn", "_pgconn", "_tx", "_query"):
-        assert hasattr(cursor, name), name
-    assert hasattr(conn, "_pipeline")
-    query = PostgresQuery(cursor._tx)
-    query.convert("SELECT %s", [1])
-    for name in ("query", "params", "types", "formats"):
-        assert hasattr(query, name), name
 
 
 async def test_limit_in_values_lists_and_null_work(conn: Connection) -> None:
@@ -155,7 +105,9 @@ async def test_executemany_binds_every_set(conn: Connection) -> None:
     await cursor.executemany("INSERT INTO t VALUES (1, 1, %s)", [["s"], [long], ["s"]])
     assert await conn.fetch_all("SELECT c FROM t WHERE c = %s", [long]) == [(long,)]
     await cursor.executemany("SELECT %s", [[1], ["a"]], returning=True)
-    assert [await c.fetchone() async for c in cursor.results()] == [(1,), ("a",)]
+    assert await cursor.fetchone() == (1,)
+    assert cursor.nextset()
+    assert await cursor.fetchone() == ("a",)
 
 
 async def test_mogrify_gives_the_text_that_is_sent(  # noqa: ASYNC124
@@ -167,6 +119,13 @@ async def test_mogrify_gives_the_text_that_is_sent(  # noqa: ASYNC124
     )
     with pytest.raises(psycopg.NotSupportedError):
         cursor.mogrify("SELECT %s", ["x" * 2_000_000])
+
+
+async def test_a_connection_that_is_to_prepare_is_refused_before_it_opens(
+    hyperd: Any,
+) -> None:
+    with pytest.raises(psycopg.NotSupportedError, match="stale"):
+        await HyperConnection.connect(**hyperd.conninfo, prepare_threshold=5)
 
 
 async def test_preparing_is_refused(conn: Connection) -> None:
@@ -278,7 +237,9 @@ async def test_binary_results_are_read_as_binary_in_pipelines_too(
         assert [await c.fetchone() for c in cursors] == [(n, n / 3) for n in range(6)]
     cursor = conn.cursor(binary=True)
     await cursor.executemany("SELECT %s", [[1.5], [[1, 2]]], returning=True)
-    assert [await c.fetchone() async for c in cursor.results()] == [(1.5,), ([1, 2],)]
+    assert await cursor.fetchone() == (1.5,)
+    assert cursor.nextset()
+    assert await cursor.fetchone() == ([1, 2],)
 
 
 async def test_copy_goes_in_and_out_as_text(conn: Connection) -> None:

@@ -97,7 +97,11 @@ class HyperConnection(TrioConnection[Row]):
 
         A checkpoint. Either returns a connection, or raises, `trio.Cancelled` too,
         and leaves nothing open.
+
+        Raises:
+            psycopg.NotSupportedError: if ``prepare_threshold`` is not None.
         """
+        refuse_prepare(prepare_threshold is not None)
         given = conninfo_to_dict(conninfo, **kwargs).get("options") or ""
         # First, so that what the caller asks for wins.
         kwargs["options"] = f"-c extra_float_digits=3 {given}".rstrip()
@@ -124,7 +128,6 @@ class HyperConnection(TrioConnection[Row]):
     @prepare_threshold.setter
     def prepare_threshold(self, value: int | None) -> None:
         refuse_prepare(value is not None)
-        self._prepared.prepare_threshold = value
 
     @asynccontextmanager
     async def transaction(

@@ -15,7 +15,7 @@ from trio.lowlevel import (
     wait_writable,
 )
 
-from ._errors import LeaseError
+from trio_hyperpool._errors import LeaseError
 
 READABLE: Final = 1
 WRITABLE: Final = 2

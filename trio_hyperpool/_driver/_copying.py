@@ -1,0 +1,34 @@
+"""COPY from servers that send many rows in one message."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from psycopg import AsyncCopy
+
+
+class LinewiseCopy(AsyncCopy):
+    """A COPY that reads its rows one by one.
+
+    Hyper sends many rows in one message, where psycopg expects one, reads the first
+    and drops the others without a word.
+    """
+
+    _lines: deque[bytes] | None = None
+    _rest = b""
+
+    async def read_row(self) -> tuple[Any, ...] | None:
+        """Read a row of a ``COPY … TO STDOUT WITH (FORMAT TEXT)``; None at the end.
+
+        A checkpoint whenever the next rows have to come from the server.
+        """
+        if self._lines is None:
+            self._lines = deque()
+        while not self._lines:
+            data = await self.read()
+            if not data:
+                return None
+            *lines, self._rest = (self._rest + bytes(data)).split(b"\n")
+            self._lines.extend(lines)
+        return self.formatter.parse_row(self._lines.popleft() + b"\n")
