@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import nox
@@ -42,20 +43,29 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("versions", ["lowest", "newest"])
-def drivers(session: nox.Session, versions: str) -> None:
-    """Test the driver on the lowest and on the newest psycopg and trio."""
+@nox.parametrize("psycopg", ["lowest", "newest", "pure"])
+def drivers(session: nox.Session, psycopg: str) -> None:
+    """Test the driver on the lowest and newest psycopg and trio, and without C."""
     requirements = PYPROJECT["project"]["dependencies"]
-    if versions == "lowest":
-        if sys.version_info >= (3, 14):
-            session.skip("the lowest psycopg has no wheels for this Python")
+    extras = "binary,hyperd"
+    env = INSTALLED
+    if psycopg == "lowest":
         requirements = [
             requirement.partition(",")[0].replace(">=", "==")
             for requirement in requirements
         ]
-    session.install(".[binary,hyperd]", *requirements, "--group", "tests")
-    tests = sorted(map(str, Path("tests").glob("test_driver*.py")))
-    session.run("pytest", *tests, *session.posargs, env=INSTALLED)
+    elif psycopg == "pure":
+        if find_library("pq") is None:
+            session.skip("psycopg in pure Python needs a libpq of the system")
+        extras = "hyperd"
+        env = {**INSTALLED, "PSYCOPG_IMPL": "python"}
+    session.install(f".[{extras}]", *requirements, "--group", "tests")
+    tests = sorted(
+        str(path)
+        for pattern in ("test_driver*.py", "test_hyper_*.py")
+        for path in Path("tests").glob(pattern)
+    )
+    session.run("pytest", *tests, *session.posargs, env=env)
 
 
 @nox.session
@@ -65,7 +75,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     # ruff lacks the rules on cancellation in clean-up, ASYNC102 for one.
-    sources = sorted(map(str, Path("trio_hyperpool").glob("*.py")))
+    sources = sorted(map(str, Path("trio_hyperpool").rglob("*.py")))
     session.run("flake8-async", "--enable=ASYNC", *sources)
     session.run("lint-imports")
     session.run("codespell")
