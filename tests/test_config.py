@@ -674,5 +674,6 @@ def test_the_least_that_is_given_later_is_allowed() -> None:
 
 @pytest.mark.parametrize("field", ["wait_timeout", "max_lifetime"])
 def test_a_duration_that_no_float_can_hold_is_refused(field: str) -> None:
+    options: dict[str, Any] = {field: 10**400}
     with pytest.raises(ValueError, match=f"{field}: a number of seconds"):
-        PoolConfig("localhost", "x.hyper", **{field: 10**400})
+        PoolConfig("localhost", "x.hyper", **options)

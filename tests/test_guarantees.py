@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 PAGE = (HERE.parent / "docs" / "guarantees.md").read_text()
 PROMISES = [
     " ".join(item.split())
-    for item in re.findall(r"^- (.+?)(?=\n\n|\n- |\Z)", PAGE, re.M | re.S)
+    for item in re.findall(r"^- (.+?)(?=\n\n|\n- |\Z)", PAGE, re.MULTILINE | re.DOTALL)
 ]
 TESTS = {
     node.name
@@ -30,4 +30,4 @@ def test_a_promise_names_tests_that_exist(promise: str) -> None:
 
 
 def test_all_promises_are_read() -> None:
-    assert len(PROMISES) == len(re.findall(r"^- ", PAGE, re.M)) > 30
+    assert len(PROMISES) == len(re.findall(r"^- ", PAGE, re.MULTILINE)) > 30

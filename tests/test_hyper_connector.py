@@ -14,9 +14,10 @@ import pytest
 import trio
 
 from trio_hyperpool._config import CreateMode, HealthCheck, PoolConfig
-from trio_hyperpool._connector import Condition, Connector
+from trio_hyperpool._connector import Connector
 from trio_hyperpool._errors import ConnectError, LeaseEndedError
 from trio_hyperpool._hyper import HyperConnection, HyperConnector
+from trio_hyperpool._policy import Condition
 from trio_hyperpool._server import open_hyperd
 
 Make = Callable[..., HyperConnector]

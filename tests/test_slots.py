@@ -601,7 +601,7 @@ def test_a_slot_takes_a_connection_and_a_view_and_nothing_else() -> None:
     slot.connection = "connection"
     slot.view = "view"
     with pytest.raises(AttributeError):
-        slot.conection = "connection"  # type: ignore[attr-defined]
+        slot.conexion = "connection"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from types import NoneType
-from typing import Any, Final, TextIO, TypeAlias
+from typing import Any, Final, TextIO, TypeAlias, cast
 
 import psycopg
 import trio
@@ -157,7 +157,7 @@ def _shown(value: object) -> str:
 def _plain(value: Any) -> Any:
     """Say what JSON has no number for in the words of SQL."""
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(one) for one in cast("list[object]", value)]
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
     return value

@@ -71,7 +71,7 @@ class _Background(threading.Thread):
     def run(self) -> None:
         try:
             trio.run(self._serve)
-        except BaseException as error:  # noqa: BLE001 - raised in the fixture
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised in the fixture
             self.error = error
         finally:
             self.is_decided.set()
