@@ -176,11 +176,14 @@ async def open_mortal_hyperd(directory: str) -> AsyncGenerator[MortalHyperd]:
 
 
 async def sessions(endpoint: str, at_most: int = 0, **options: str) -> int:
-    """Count the sessions of a server but for the own one.
+    """Count the sessions that pools have on a server.
 
     It notices some milliseconds later that one has ended: wait for that a while.
     """
-    query = "SELECT count(*) - 1 FROM pg_catalog.pg_stat_activity"
+    query = (
+        "SELECT count(*) FROM pg_catalog.pg_stat_activity "
+        "WHERE application_name LIKE 'trio_hyperpool %'"
+    )
     parameters: dict[str, Any] = {
         **parse_endpoint(endpoint).conninfo(),
         "user": "tableau_internal_user",
