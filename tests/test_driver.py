@@ -1283,19 +1283,6 @@ async def test_a_view_that_is_dropped_leaves_no_garbage_behind(
         gc.enable()
 
 
-async def test_lending_and_ending_take_microseconds(conn: Connection) -> None:
-    def lease() -> None:
-        conn.lend().end(LeaseEndedError)
-
-    best = math.inf
-    for _ in range(20):
-        started = time.perf_counter()
-        for _ in range(500):
-            lease()
-        best = min(best, (time.perf_counter() - started) / 500)
-    assert best < 10e-6
-
-
 async def test_a_connection_left_open_is_told_of(conninfo: dict[str, str]) -> None:
     left_open = [await connect(conninfo)]
     with pytest.warns(ResourceWarning, match="deleted while still open"):
