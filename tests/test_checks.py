@@ -278,15 +278,17 @@ async def test_one_death_makes_those_opened_before_it_suspect(
 ) -> None:
     connector = FakeConnector(probe=Gate.fails(on=1) if how == "probed" else None)
     async with fake_pool(connector, max_size=3, health_check_after=100) as pool:
-        await assert_all_places_work(pool)
-        if how == "returned broken":
-            async with pool.lease() as connection:
-                connection.close()
-        else:
-            connector.opened[0].session.is_open = how == "probed"
-            await trio.sleep(100 if how == "probed" else 0)
+        async with pool.lease(), pool.lease():
+            async with pool.lease() as dying:
+                if how == "returned broken":
+                    dying.close()
+            if how == "looked at":
+                connector.opened[2].session.is_open = False
+            if how == "probed":
+                await trio.sleep(100)
             await hold(pool, 0)
-        # However short their rest was, and once each.
+            assert pool.statistics().opened == 4
+        # The other two are asked however short their rest was, and once each.
         for _ in range(3):
             async with pool.lease(), pool.lease(), pool.lease():
                 pass
@@ -366,14 +368,31 @@ async def test_a_connection_on_its_way_at_a_reset_is_opened_anew(
 async def test_a_connection_on_its_way_at_a_reset_is_not_opened_for_a_closed_pool(
     autojump_clock: MockClock,
 ) -> None:
-    connector = FakeConnector(connect=Gate.slow(2), close=Gate.slow(1))
-    async with fake_pool(connector, max_size=2) as pool, pool.lease():
-        with trio.move_on_after(1):
-            async with pool.lease():
-                pass
-        pool.reset()
-        await wait_all_tasks_blocked()
-    assert len(connector.opened) <= 2
+    connector = FakeConnector(connect=Gate(2, only_on=2))
+    async with trio.open_nursery() as nursery:
+        async with fake_pool(connector) as pool:
+            await nursery.start(hold, pool, 4)
+            with trio.move_on_after(1):
+                await hold(pool, 0)
+            pool.reset()
+        assert trio.current_time() == 4
+    assert len(connector.opened) == 2
+
+
+async def test_a_connection_that_was_opened_anew_tells_why_it_ends_in_the_end(
+    autojump_clock: MockClock,
+) -> None:
+    connector = FakeConnector()
+    async with trio.open_nursery() as nursery:
+        async with fake_pool(connector) as pool:
+            await nursery.start(hold, pool, 4.5)
+            connector.connect_gate = Gate.slow(2)
+            with trio.move_on_after(1):
+                await hold(pool, 0)
+            pool.reset()
+            await trio.sleep(2)
+        assert trio.current_time() == 4.5
+    assert pool.statistics().retired == {"reset": 1, "pool closed": 2}
 
 
 async def test_a_reset_keeps_the_bound_when_every_place_is_replaced(

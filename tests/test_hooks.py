@@ -532,6 +532,21 @@ async def test_a_hook_that_ends_after_its_lease_was_revoked_reports_the_close(
         assert trio.current_time() == 1.5
 
 
+async def test_a_hook_that_is_cancelled_after_its_lease_was_revoked_changes_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    async def borrow() -> None:
+        with trio.move_on_after(3):
+            await hold(pool, 0)
+
+    async with trio.open_nursery() as nursery:
+        async with fake_pool(before_acquire=Gate.never(), close_timeout=1) as pool:
+            nursery.start_soon(borrow)
+            await trio.sleep(0.5)
+    assert trio.current_time() == 3
+    assert pool.statistics().revoked == 1
+
+
 @pytest.mark.parametrize("leases", [0, 1])
 async def test_a_hook_that_fails_while_the_pool_closes_opens_nothing_new(
     autojump_clock: MockClock, leases: int

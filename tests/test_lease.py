@@ -353,6 +353,19 @@ async def test_a_newcomer_takes_over_an_opener_that_nobody_waits_for(
             assert trio.current_time() == 2
 
 
+async def test_a_newcomer_prefers_an_idle_connection_to_one_on_its_way(
+    autojump_clock: MockClock,
+) -> None:
+    connector = FakeConnector(connect=Gate(5, only_on=2))
+    async with fake_pool(connector, max_size=2) as pool:
+        async with pool.lease():
+            with trio.move_on_after(1):
+                await hold(pool, 0)
+        async with pool.lease() as connection:
+            assert connection.number == 1
+            assert trio.current_time() == 1
+
+
 async def test_seekers_are_served_in_their_order(autojump_clock: MockClock) -> None:
     order: list[int] = []
     connector = FakeConnector(connect=Gate.slow(1))

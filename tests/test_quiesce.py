@@ -89,6 +89,28 @@ async def test_newcomers_and_waiters_are_held_and_served_in_order_afterwards(
         assert order == [0, 1, 2]
 
 
+async def test_a_newcomer_does_not_take_over_an_opener_that_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    order: list[str] = []
+
+    async def borrow() -> None:
+        await trio.sleep(2)
+        async with pool.lease():
+            order.append("newcomer")
+            await trio.sleep(10)
+
+    connector = FakeConnector(connect=Gate.slow(5))
+    async with fake_pool(connector) as pool, trio.open_nursery() as nursery:
+        with trio.move_on_after(1):
+            await hold(pool, 0)
+        nursery.start_soon(borrow)
+        async with pool.quiesce():
+            assert trio.current_time() == 5
+            order.append("drained")
+    assert order == ["drained", "newcomer"]
+
+
 async def test_a_wait_for_the_drained_pool_has_its_own_end(
     autojump_clock: MockClock,
 ) -> None:
@@ -341,12 +363,15 @@ async def test_a_pool_that_closes_ends_a_drain_in_progress(
     async def flush() -> None:
         with pytest.raises(PoolClosedError):
             await pool.flush()
+        # At once, and not when the last lease has ended.
+        assert trio.current_time() == 1
 
-    async with trio.open_nursery() as nursery, fake_pool(close_timeout=2) as pool:
-        await nursery.start(hold, pool, 10)
-        nursery.start_soon(flush)
-        nursery.start_soon(flush)
-        await trio.sleep(1)
+    async with trio.open_nursery() as nursery:
+        async with fake_pool(close_timeout=2) as pool:
+            await nursery.start(hold, pool, 10)
+            nursery.start_soon(flush)
+            nursery.start_soon(flush)
+            await trio.sleep(1)
 
 
 async def test_a_pool_may_close_inside_anothers_block(

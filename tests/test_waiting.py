@@ -63,6 +63,25 @@ async def test_a_newcomer_does_not_overtake_who_was_granted_a_place(
         assert order == ["waiter", "newcomer"]
 
 
+async def test_a_newcomer_does_not_overtake_the_queue_for_an_opener_to_spare(
+    autojump_clock: MockClock,
+) -> None:
+    order: list[str] = []
+
+    async def borrow(name: str, patience: float) -> None:
+        with trio.move_on_after(patience):
+            async with pool.lease():
+                order.append(name)
+
+    connector = FakeConnector(connect=Gate.slow(5))
+    async with fake_pool(connector, max_size=1) as pool, trio.open_nursery() as nursery:
+        for name, patience in (("a", 2), ("b", 10), ("c", 10)):
+            nursery.start_soon(borrow, name, patience)
+            # The last one comes when the first one is gone.
+            await trio.sleep(1.5)
+    assert order == ["b", "c"]
+
+
 async def test_nobody_starves(autojump_clock: MockClock) -> None:
     waits: list[float] = []
 
