@@ -55,18 +55,28 @@ def drain_pipeline(
 
 
 def _drain_until_synced(pgconn: pq.abc.PGconn, syncs: int) -> PQGen[None]:
-    # There are so many Syncs still to be answered, and one more.
+    # There are so many Syncs still to be answered. After them comes a query whose
+    # answer can be told from theirs: Hyper may forget the error of a query whose rows
+    # it was sending, and may send one, with an answer to no Sync, after the end of a
+    # query. Which answer belongs to which question is lost then.
     pgconn.pipeline_sync()
-    syncs += 1
+    pgconn.send_query_params(b"", None)
+    pgconn.pipeline_sync()
+    syncs += 2
+    before = None
     yield from generators.send(pgconn)
     while pgconn.transaction_status == ACTIVE:
         result = yield from generators.fetch(pgconn)
-        if result is not None and result.status == pq.ExecStatus.PIPELINE_SYNC:
+        if result is None:
+            continue
+        if result.status == pq.ExecStatus.PIPELINE_SYNC:
             syncs -= 1
-            if syncs == 0 and pgconn.transaction_status == ACTIVE:
-                # Hyper may forget the error of a query whose rows it was sending.
-                # Which answer belongs to which question is lost then.
-                raise errors.OperationalError("the server owes an answer")
+            if syncs == 0 and (
+                before != pq.ExecStatus.EMPTY_QUERY
+                or pgconn.transaction_status == ACTIVE
+            ):
+                raise errors.OperationalError("the server's answers are out of step")
+        before = result.status
 
 
 def send_empty_query(pgconn: pq.abc.PGconn) -> PQGen[None]:
