@@ -12,7 +12,7 @@ import trio
 from trio_hyperpool._driver import TrioConnection
 
 READY = b"Z\0\0\0\5I"
-CANCELED = b"E\0\0\0\x1bSERROR\0C57014\0Mcanceled\0\0"
+CANCELED = b"E\0\0\0\x1dSERROR\0C57014\0Mcanceled\0\0"
 DONE = b"C\0\0\0\rSELECT 1\0"
 ANSWERS = {b"P": b"1\0\0\0\4", b"B": b"2\0\0\0\4", b"D": b"n\0\0\0\4", b"S": READY}
 EMPTY = b"I\0\0\0\4"
@@ -26,6 +26,7 @@ class Server:
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
         self.cancelled = trio.Event()
+        self.syncs = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
         async with stream:
@@ -49,6 +50,11 @@ class Server:
             await self.cancelled.wait()
             answer, self.answer = self.answer, b""
             return answer
+        if kind == b"S":
+            self.syncs += 1
+            if self.syncs == 2:
+                # So late that the answer before it is all that there seems to be.
+                await trio.sleep(0.05)
         if kind == b"Q":
             return EMPTY + READY
         return EMPTY if kind == b"E" else ANSWERS.get(kind, b"")
@@ -76,8 +82,9 @@ async def test_a_cancelled_pipeline_is_left_in_step_or_with_the_connection_close
         autocommit=True,
     )
     with trio.move_on_after(0.1) as scope:
-        async with conn.pipeline():
-            await (await conn.execute("anything")).fetchone()
+        async with conn.pipeline() as pipeline:
+            await conn.execute("anything")
+            await pipeline.sync()
     assert scope.cancelled_caught
     assert conn.closed is not is_usable
     if is_usable:
