@@ -539,10 +539,12 @@ async def test_a_hook_that_is_cancelled_after_its_lease_was_revoked_changes_noth
         with trio.move_on_after(3):
             await hold(pool, 0)
 
-    async with trio.open_nursery() as nursery:
-        async with fake_pool(before_acquire=Gate.never(), close_timeout=1) as pool:
-            nursery.start_soon(borrow)
-            await trio.sleep(0.5)
+    async with (
+        trio.open_nursery() as nursery,
+        fake_pool(before_acquire=Gate.never(), close_timeout=1) as pool,
+    ):
+        nursery.start_soon(borrow)
+        await trio.sleep(0.5)
     assert trio.current_time() == 3
     assert pool.statistics().revoked == 1
 

@@ -39,9 +39,9 @@ class Gate:
         self.delay = delay
         self.error = error
         self.only_on = only_on
-        self.calls = 0
+        self.calls: int = 0
         """How often it was called."""
-        self.passed = 0
+        self.passed: int = 0
         """How many of the calls came through."""
 
     @classmethod
@@ -193,14 +193,14 @@ class FakeConnector:
         close: Gate | None = None,
         settle: Gate | None = None,
     ) -> None:
-        self.prepare_gate = prepare or Gate.works()
-        self.connect_gate = connect or Gate.works()
-        self.probe_gate = probe or Gate.works()
-        self.clean_gate = clean or Gate.works()
-        self.close_gate = close or Gate.works()
-        self.settle_gate = settle or Gate.works()
+        self.prepare_gate: Gate = prepare or Gate.works()
+        self.connect_gate: Gate = connect or Gate.works()
+        self.probe_gate: Gate = probe or Gate.works()
+        self.clean_gate: Gate = clean or Gate.works()
+        self.close_gate: Gate = close or Gate.works()
+        self.settle_gate: Gate = settle or Gate.works()
         self.opened: list[FakeConnection] = []
-        self.most_open = 0
+        self.most_open: int = 0
         self._connecting = 0
 
     @property

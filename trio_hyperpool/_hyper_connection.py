@@ -34,7 +34,7 @@ class SessionTraces:
     """
 
     def __init__(self) -> None:
-        self.changed = False
+        self.changed: bool = False
         self.aliases: list[str] = []
 
     def note(self, statement: Statement) -> None:
@@ -72,14 +72,16 @@ class HyperConnection(TrioConnection[Row]):
         row_factory: AsyncRowFactory[Any] = tuple_row,
     ) -> None:
         super().__init__(pgconn, row_factory)
-        self.cursor_factory = cast("type[AsyncCursor[Row]]", HyperCursor)
-        self.server_cursor_factory = cast(
+        self.cursor_factory: type[AsyncCursor[Row]] = cast(
+            "type[AsyncCursor[Row]]", HyperCursor
+        )
+        self.server_cursor_factory: type[AsyncServerCursor[Row]] = cast(
             "type[AsyncServerCursor[Row]]", HyperNamedCursor
         )
         self._template = hyper_adapters()
         self._is_in_block = False
         # One object for the connection and all its views.
-        self.session_traces = SessionTraces()
+        self.session_traces: SessionTraces = SessionTraces()
 
     @classmethod
     async def connect(

@@ -62,10 +62,10 @@ class Lease(Generic[ConnectionT]):
         self._instruction = instruction
         self._is_entered = False
         self._slot: Slot[ConnectionT] | None = None
-        self.deadline = math.inf
+        self.deadline: float = math.inf
         """The effective deadline of the task when it got its connection."""
-        self.granted_at = math.inf
-        self.is_revoked = False
+        self.granted_at: float = math.inf
+        self.is_revoked: bool = False
 
     @property
     def taken_at(self) -> str:

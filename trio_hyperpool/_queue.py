@@ -55,13 +55,13 @@ class TokenQueue:
         That is without an end of their own: the number is their effective deadline.
         """
         self._deadlocked: set[Task] = set()
-        self.waiting = 0
-        self.timeouts = 0
-        self.max_size = config.max_size
+        self.waiting: int = 0
+        self.timeouts: int = 0
+        self.max_size: int = config.max_size
         self.is_closed = False
         self.is_paused = False
         self.paused_by: Task | None = None
-        self.paused_until = math.inf
+        self.paused_until: float = math.inf
         """The effective deadline of the task that waits for the pool to drain."""
 
     @property

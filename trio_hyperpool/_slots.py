@@ -78,21 +78,21 @@ class Slot(Generic[ConnectionT]):
     """Set as soon as there is one."""
 
     def __init__(self, permit: object, generation: int, proved: int) -> None:
-        self.state = State.OPENING
+        self.state: State = State.OPENING
         self.permit: object | None = permit
         self.view: ConnectionT | None = None
-        self.generation = generation
-        self.proved = proved
+        self.generation: int = generation
+        self.proved: int = proved
         """How many had been found dead when this one last proved to be alive."""
-        self.is_connected = False
+        self.is_connected: bool = False
         """Whether `connection` is there, and nobody has begun to close it."""
-        self.is_due = False
+        self.is_due: bool = False
         """Whether it has to pass the health check before it is handed out."""
-        self.opened_at = math.nan
-        self.expires_at = math.inf
-        self.returned_at = math.nan
-        self.leases = 0
-        self.reason = Reason.CLOSED
+        self.opened_at: float = math.nan
+        self.expires_at: float = math.inf
+        self.returned_at: float = math.nan
+        self.leases: int = 0
+        self.reason: Reason = Reason.CLOSED
         """Why it is to end, once that is decided."""
 
     def __repr__(self) -> str:
@@ -110,16 +110,16 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
     def __init__(self, config: PoolConfig, chance: Callable[[], float]) -> None:
         self._config = config
         self._chance = chance
-        self.max_size = config.max_size
+        self.max_size: int = config.max_size
         self.slots: set[Slot[ConnectionT]] = set()
         self.idle: list[Slot[ConnectionT]] = []
         """The one given back last is at the end, and is leased first."""
         self.leased: dict[Slot[ConnectionT], LeaseT] = {}
         self.seekers: deque[LeaseT] = deque()
         """Leases that wait for a connection, and hold no token, in their order."""
-        self.openers = 0
-        self.generation = 0
-        self.deaths = 0
+        self.openers: int = 0
+        self.generation: int = 0
+        self.deaths: int = 0
         self._has_limits = min(config.max_lifetime, config.idle_timeout) < math.inf
         self._is_released = config.after_release is not None
 

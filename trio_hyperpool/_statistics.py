@@ -45,9 +45,9 @@ class Stopwatch:
     __slots__ = ("count", "max", "sum")
 
     def __init__(self) -> None:
-        self.count = 0
-        self.sum = 0.0
-        self.max = 0.0
+        self.count: int = 0
+        self.sum: float = 0.0
+        self.max: float = 0.0
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
@@ -79,17 +79,17 @@ class Counters:
     )
 
     def __init__(self) -> None:
-        self.opened = 0
-        self.open_failures = 0
+        self.opened: int = 0
+        self.open_failures: int = 0
         self.retired: Counter[str] = Counter()
         self.discarded: Counter[str] = Counter()
-        self.health_check_failures = 0
-        self.hook_failures = 0
-        self.revoked = 0
-        self.cancelled_queries = 0
-        self.wait = Stopwatch()
-        self.use = Stopwatch()
-        self.create = Stopwatch()
+        self.health_check_failures: int = 0
+        self.hook_failures: int = 0
+        self.revoked: int = 0
+        self.cancelled_queries: int = 0
+        self.wait: Stopwatch = Stopwatch()
+        self.use: Stopwatch = Stopwatch()
+        self.create: Stopwatch = Stopwatch()
 
 
 @dataclasses.dataclass(frozen=True)

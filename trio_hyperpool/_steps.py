@@ -48,7 +48,7 @@ class Steps(Generic[ConnectionT]):
         self._config = config
         self._connector = connector
         self._counters = counters
-        self.cut_off = 0
+        self.cut_off: int = 0
         """How many connections ended without a farewell that the server took."""
 
     async def is_sound(self, slot: Slot[ConnectionT]) -> bool:

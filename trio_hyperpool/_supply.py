@@ -76,18 +76,20 @@ class Supply(Generic[ConnectionT]):
     def __init__(
         self, connector: Connector[ConnectionT], config: PoolConfig, spawn: Spawn
     ) -> None:
-        self.name = config.name or connector.name
+        self.name: str = config.name or connector.name
         self.config = config
         self.connector = connector
-        self.counters = Counters()
+        self.counters: Counters = Counters()
         parts = self.name, config, connector
-        self.steps = Steps(*parts, self.counters)
+        self.steps: Steps[ConnectionT] = Steps(*parts, self.counters)
         self._opening = Opening(*parts, self.steps, self.counters)
         self.table: SlotTable[ConnectionT, Borrower[ConnectionT]] = SlotTable(
             config, random.random
         )
-        self.queue = TokenQueue(self.name, config, self.table.leased.values())
-        self.failures_in_a_row = 0
+        self.queue: TokenQueue = TokenQueue(
+            self.name, config, self.table.leased.values()
+        )
+        self.failures_in_a_row: int = 0
         """Attempts to open a connection that have failed since one succeeded."""
         self.on_move: Callable[[], None] | None = None
         """Called whenever a connection was leased, came free or ended."""

@@ -35,13 +35,13 @@ class Link:
     )
 
     def __init__(self, connection: BaseConnection[Any]) -> None:
-        self.cancel_sent = False
-        self.cancel_timeout = CANCEL_TIMEOUT
-        self.cancelled_queries = 0
-        self.is_doomed = False
+        self.cancel_sent: bool = False
+        self.cancel_timeout: float = CANCEL_TIMEOUT
+        self.cancelled_queries: int = 0
+        self.is_doomed: bool = False
         self.poller: select.poll | None = None
         # Whether libpq is in single row mode, which only the next query ends.
-        self.streamed = False
+        self.streamed: bool = False
         # Weak, or no connection would ever be collected but by the cycle collector.
         self.home: ReferenceType[BaseConnection[Any]] = ref(connection)
         self.target: ReferenceType[BaseConnection[Any]] = self.home

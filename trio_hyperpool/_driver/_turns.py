@@ -14,6 +14,8 @@ from psycopg import capabilities, errors, pq
 from psycopg.abc import PQGen
 from trio.lowlevel import enable_ki_protection
 
+from trio_hyperpool._errors import LeaseError
+
 from ._draining import drain
 from ._link import Link, abort
 from ._states import ACTIVE, BAD, PIPELINE_OFF
@@ -40,15 +42,15 @@ class ViewTurns(Turns):
 
     def __init__(self, pgconn: pq.abc.PGconn, link: Link) -> None:
         # Not by way of the other __init__: one of these is made for every lease.
-        self.ended = None
+        self.ended: type[LeaseError] | None = None
         self.is_taken = False
         self._queue = None
-        self.pgconn = pgconn
-        self.link = link
+        self.pgconn: pq.abc.PGconn = pgconn
+        self.link: Link = link
         # When other tasks last had a chance to run.
-        self.last_pause = -math.inf
+        self.last_pause: float = -math.inf
         # Whether the operation whose turn it is was cancelled on the server.
-        self.is_stopping = False
+        self.is_stopping: bool = False
 
     @enable_ki_protection
     def __aexit__(self, *exc: object) -> Awaitable[None]:

@@ -49,7 +49,7 @@ class LendableConnection(AsyncConnection[Row]):
         super().__init__(pgconn, row_factory)
         self._link = link = Link(self)
         self._turns = ViewTurns(pgconn, link)
-        self.lock = self._turns  # type: ignore[assignment]  # all that psycopg wants of one
+        self.lock: ViewTurns = self._turns  # type: ignore[assignment]  # all that psycopg wants of one
         pgconn.notice_handler = link.notice
         pgconn.notify_handler = link.notify
         self._remember_settings()
@@ -97,7 +97,8 @@ class LendableConnection(AsyncConnection[Row]):
         """
         turns = self._turns
         is_free = not turns.is_taken and self._pipeline is None
-        turns.pgconn = self.pgconn = ended_connections[error]
+        self.pgconn: pq.abc.PGconn = ended_connections[error]
+        turns.pgconn = self.pgconn
         self._closed = True
         turns.end(error)
         link = self._link

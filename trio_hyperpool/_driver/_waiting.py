@@ -46,7 +46,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.ended: type[LeaseError] | None = None
-        self.is_taken = False
+        self.is_taken: bool = False
         self._queue: ParkingLot | None = None
 
     def locked(self) -> bool:
