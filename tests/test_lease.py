@@ -756,6 +756,25 @@ def test_an_interrupt_between_any_two_lines_of_the_pool_leaks_nothing(
 
 
 @pytest.mark.parametrize("hook", ["after_connect", "before_acquire", "after_release"])
+def test_an_interrupt_reaches_a_hook_that_does_not_let_go(hook: str) -> None:
+    async def busy(_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            reached.append(hook)
+        await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        async with fake_pool(**{hook: busy}) as pool:  # type: ignore[arg-type]
+            await hold(pool, 0)
+            await settle(pool)
+
+    reached: list[str] = []
+    run(main)
+    assert reached == [hook]
+
+
+@pytest.mark.parametrize("hook", ["after_connect", "before_acquire", "after_release"])
 @pytest.mark.parametrize("seekers", [1, 3])
 def test_an_interrupt_in_a_hook_comes_out_of_the_pool(hook: str, seekers: int) -> None:
     async def interrupted(_: object) -> None:

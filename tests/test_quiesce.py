@@ -366,12 +366,11 @@ async def test_a_pool_that_closes_ends_a_drain_in_progress(
         # At once, and not when the last lease has ended.
         assert trio.current_time() == 1
 
-    async with trio.open_nursery() as nursery:
-        async with fake_pool(close_timeout=2) as pool:
-            await nursery.start(hold, pool, 10)
-            nursery.start_soon(flush)
-            nursery.start_soon(flush)
-            await trio.sleep(1)
+    async with trio.open_nursery() as nursery, fake_pool(close_timeout=2) as pool:
+        await nursery.start(hold, pool, 10)
+        nursery.start_soon(flush)
+        nursery.start_soon(flush)
+        await trio.sleep(1)
 
 
 async def test_a_pool_may_close_inside_anothers_block(

@@ -294,6 +294,15 @@ async def test_one_task_too_many_is_turned_away_at_once(
         await assert_all_places_work(pool)
 
 
+async def test_who_would_not_wait_anyway_is_told_that_and_not_that_it_may_not(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=1, max_waiting=0) as pool, pool.lease():
+        with pytest.raises(PoolTimeoutError):
+            async with pool.lease(wait_timeout=0):
+                pass
+
+
 async def test_with_no_waiting_free_places_are_still_given(
     autojump_clock: MockClock,
 ) -> None:
