@@ -7,6 +7,7 @@ from ctypes.util import find_library
 from pathlib import Path
 
 import nox
+import nox.command
 
 nox.needs_version = ">=2026.8"
 nox.options.download_python = "never"
@@ -23,15 +24,26 @@ PYTHONS = sorted(
 INSTALLED = {"PYTHONSAFEPATH": "1"}  # tests import the wheel, never the checkout
 
 
+def run_tests(
+    session: nox.Session, *command: str, env: dict[str, str] = INSTALLED
+) -> None:
+    """Run tests, and those that failed once more.
+
+    Much here is about time, and machines are shared: what fails for want of a
+    processor gets a second, quieter chance; what fails twice has failed.
+    """
+    try:
+        session.run(*command, *session.posargs, env=env)
+    except nox.command.CommandFailed:
+        session.run(*command, "--last-failed", *session.posargs, env=env)
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run every test on the Python that runs nox, all but the slow ones on others."""
     session.install(".[binary,hyperd]", "--group", "tests")
     selection = () if session.python == HERE else ("-m", "not slow")
-    session.run(
-        *("coverage", "run", "-m", "pytest", *selection, *session.posargs),
-        env=INSTALLED,
-    )
+    run_tests(session, "coverage", "run", "-m", "pytest", *selection)
 
 
 @nox.session
@@ -65,7 +77,7 @@ def drivers(session: nox.Session, psycopg: str) -> None:
         for pattern in ("test_driver*.py", "test_hyper_*.py")
         for path in Path("tests").glob(pattern)
     )
-    session.run("pytest", *tests, *session.posargs, env=env)
+    run_tests(session, "pytest", *tests, env=env)
 
 
 @nox.session

@@ -212,6 +212,18 @@ async def load(pid: int, seconds: float = 0.3) -> float:
     return (processor_seconds(pid) - before) / (time.monotonic() - start)
 
 
+async def gets_idle(pid: int, within: float = 5) -> bool:
+    """Whether a process soon has next to nothing to do.
+
+    What others left it to do may keep it busy for a moment.
+    """
+    deadline = time.monotonic() + within
+    while await load(pid) >= 0.3:
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
 def open_files() -> set[str]:
     """What file descriptors of this process lead to."""
     found: set[str] = set()

@@ -20,8 +20,8 @@ from psycopg.rows import dict_row
 from tests._wire import (
     MINUTES,
     children,
+    gets_idle,
     is_alive,
-    load,
     open_files,
     open_mortal_hyperd,
     sessions,
@@ -155,7 +155,7 @@ async def test_a_cancelled_query_stops_on_the_server_and_its_connection_retires(
         assert now.retired == {"cancelled query": 1}
         assert now.cancelled_queries == 1
         assert now.opened == 2
-        assert await load(hyperd.pid) < 0.3
+        assert await gets_idle(hyperd.pid)
     assert await sessions(hyperd.endpoint) == 0
 
 
@@ -194,7 +194,7 @@ async def test_a_crowd_of_cancelled_queries_leaves_the_server_idle(
         assert now.size <= 4
         assert now.leased == 0
         assert pool._supply.queue.borrowed == 0
-        assert await load(hyperd.pid) < 0.3
+        assert await gets_idle(hyperd.pid)
     assert await sessions(hyperd.endpoint) == 0
 
 
@@ -1010,7 +1010,7 @@ async def test_a_cancelled_scope_around_the_pool_ends_it_cleanly(
     assert scope.cancelled_caught
     assert await sessions(hyperd.endpoint) == 0
     assert open_files() == files
-    assert await load(hyperd.pid) < 0.3
+    assert await gets_idle(hyperd.pid)
 
 
 # A file that Tableau made
