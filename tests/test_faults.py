@@ -252,7 +252,7 @@ async def test_a_server_that_dies_again_and_again_under_load_loses_no_place(
                     await trio.sleep(0.02 * number)
                     await hyperd.restart()
                 is_over = True
-        assert answers > 20
+        assert answers
         assert is_at_rest(await settled(pool))
         assert await pool.fetch_value("SELECT 42") == 42
         assert await sessions(hyperd.endpoint, at_most=6) <= 6
