@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Protocol, TypeAlias, cast
@@ -48,9 +49,9 @@ class LiteralQuery(PostgresQuery):
     """In bytes; a longer one goes beside the query, for the server to bind."""
 
     @staticmethod
+    @abstractmethod
     def cut(text: bytes, /) -> Template:
         """Find the placeholders; a subclass knows how."""
-        raise NotImplementedError
 
     def convert(self, query: Query, vars: Params | None) -> None:  # noqa: A002
         """Read the query and put the parameters in."""
