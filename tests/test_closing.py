@@ -140,6 +140,21 @@ async def test_leases_that_outlast_the_grace_are_revoked(
         assert pool.statistics().use.sum == 6
 
 
+async def test_a_pool_that_closes_warms_nothing_up(autojump_clock: MockClock) -> None:
+    connector = FakeConnector()
+    async with trio.open_nursery() as nursery:
+        async with fake_pool(
+            connector, min_idle=2, max_lifetime=2, close_timeout=20
+        ) as pool:
+            await nursery.start(hold, pool, 10)
+            await settle(pool)
+            opened = len(connector.opened)
+        # The warm ones reached their age in the grace.
+        assert trio.current_time() == 10
+        assert pool.statistics().retired["max_lifetime"] >= 1
+        assert len(connector.opened) == opened
+
+
 async def test_a_lease_that_never_ends_does_not_delay_the_close(
     autojump_clock: MockClock,
 ) -> None:

@@ -153,6 +153,19 @@ async def test_min_idle_of_them_may_rest_for_ever(autojump_clock: MockClock) -> 
         assert now.retired == {"idle_timeout": 3}
 
 
+async def test_one_that_was_kept_warm_has_rested_all_the_while(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=2, idle_timeout=10, min_idle=1) as pool:
+        await settle(pool)
+        await hold(pool, 8)
+        # A second one was opened meanwhile, and has been idle since.
+        assert pool.statistics().idle == 2
+        await trio.sleep_until(10.5)
+        assert pool.statistics().retired == {"idle_timeout": 1}
+        assert pool.statistics().idle == 1
+
+
 async def test_a_rest_over_at_this_very_moment_counts_at_checkout(
     autojump_clock: MockClock,
 ) -> None:
@@ -251,6 +264,26 @@ async def test_a_server_that_is_away_is_tried_again_with_one_and_with_patience(
         await trio.sleep(20)
         assert pool.statistics().idle == 4
         assert pool.statistics().open_failures == pool._supply.counters.open_failures
+
+
+async def test_what_wakes_the_upkeep_for_another_reason_does_not_hurry_it(
+    autojump_clock: MockClock,
+) -> None:
+    connector = FakeConnector()
+    async with fake_pool(connector, max_size=20, min_idle=1, max_lease=60) as pool:  # noqa: SIM117
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                await nursery.start(hold, pool, 100)
+                await trio.sleep(0.1)
+            connector.connect_gate = Gate.fails()
+            await nursery.start(hold, pool, 100)
+            await trio.sleep_until(59.9)
+            calls = connector.connect_gate.calls
+            assert calls > 5
+            # Ten leases are revoked, one after the other.
+            await trio.sleep_until(60.95)
+            assert pool.statistics().revoked == 10
+            assert connector.connect_gate.calls - calls <= 2
 
 
 async def test_failing_without_any_backoff_is_no_race(
@@ -505,6 +538,50 @@ async def test_upkeep_with_limits_wakes_up_only_when_one_is_reached(
         await trio.sleep(10_000)
         # Each of sixteen connections has an end of its own.
         assert passes <= 20
+
+
+async def test_upkeep_does_not_wake_up_for_rests_that_may_last(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=2, idle_timeout=1, min_idle=2) as pool:
+        await trio.sleep(1)
+        passes = 0
+        swept = pool._upkeep._sweep
+
+        def counted(now: float) -> float:
+            nonlocal passes
+            passes += 1
+            return swept(now)
+
+        pool._upkeep._sweep = counted  # type: ignore[method-assign]
+        for _ in range(100):
+            await hold(pool, 0)
+            await trio.sleep(3)
+        assert passes <= 1
+
+
+async def test_upkeep_does_not_wake_up_for_what_there_is_no_place_for(
+    autojump_clock: MockClock,
+) -> None:
+    async def borrow() -> None:
+        for _ in range(100):
+            await hold(pool, 1)
+
+    async with fake_pool(max_size=2, min_idle=2) as pool:
+        await trio.sleep(1)
+        passes = 0
+        swept = pool._upkeep._sweep
+
+        def counted(now: float) -> float:
+            nonlocal passes
+            passes += 1
+            return swept(now)
+
+        pool._upkeep._sweep = counted  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(borrow)
+        assert passes <= 3
 
 
 async def test_upkeep_survives_every_failure_of_the_server(

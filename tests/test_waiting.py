@@ -410,6 +410,27 @@ async def test_no_alarm_if_the_wait_is_finite(autojump_clock: MockClock) -> None
         assert trio.current_time() == 2
 
 
+async def test_no_alarm_if_the_wait_is_finite_but_longer_than_a_deadline_around(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=1) as pool:
+        with trio.move_on_after(10) as scope:
+            async with pool.lease(), pool.lease(wait_timeout=100):
+                pass
+        assert scope.cancelled_caught
+
+
+async def test_what_counts_is_the_deadline_when_the_innermost_lease_was_taken(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=2) as pool, pool.lease():
+        with trio.fail_after(10):
+            async with pool.lease():
+                with pytest.raises(PoolDeadlockError):
+                    async with pool.lease():
+                        pass
+
+
 async def test_no_alarm_if_one_of_many_has_a_deadline(
     autojump_clock: MockClock,
 ) -> None:
