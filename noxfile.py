@@ -30,10 +30,11 @@ def run_tests(
     """Run tests, and those that failed once more.
 
     Much here is about time, and machines are shared: what fails for want of a
-    processor gets a second, quieter chance; what fails twice has failed.
+    processor gets a second, quieter chance; what fails twice has failed. A run that
+    hung has noted no failures, so that all of it is run again.
     """
     try:
-        session.run(*command, *session.posargs, env=env)
+        session.run(*command, "--cache-clear", *session.posargs, env=env)
     except nox.command.CommandFailed:
         session.run(*command, "--last-failed", *session.posargs, env=env)
 
