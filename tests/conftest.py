@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,24 @@ def hyperd_path() -> Path:
 def hyperd(hyperd: Hyperd) -> Server:
     """The fixture of the plug-in, for tests that do without a pool, too."""
     return Server(hyperd.endpoint, hyperd.user, hyperd.pid, hyperd.log_dir)
+
+
+@pytest.fixture(scope="module")
+def own_hyperd(hyperd_path: Path) -> Generator[Server]:
+    """A hyperd for one module, whose tests leave it with more than it can bear.
+
+    It may keep a session for ever whose client went away while it was being sent rows.
+    """
+    # Not before pytest has loaded the plug-in.
+    from trio_hyperpool.testing import _Background
+
+    background = _Background()
+    background.start()
+    background.is_decided.wait()
+    if background.hyperd is not None:
+        one = background.hyperd
+        yield Server(one.endpoint, one.user, one.pid, one.log_dir)
+    background.stop()
 
 
 @pytest.fixture

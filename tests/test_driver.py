@@ -41,6 +41,11 @@ SOME = "select x from generate_series(1, 60000) a(x)"
 FEW = "select x from generate_series(1, 3000) a(x)"
 
 
+@pytest.fixture(scope="module")
+def hyperd(own_hyperd: Any) -> Any:
+    return own_hyperd
+
+
 @pytest.fixture
 async def conninfo(hyperd: Any) -> dict[str, str]:
     info: dict[str, str] = hyperd.conninfo
