@@ -444,6 +444,27 @@ async def test_a_bug_in_a_task_of_the_pool_comes_out_as_itself(
     assert waiters == [1] * 3
 
 
+async def test_a_bug_turns_waiters_away_however_long_the_body_takes(
+    autojump_clock: MockClock,
+) -> None:
+    async def borrow() -> None:
+        with pytest.raises(PoolClosedError):
+            await hold(pool, 0)
+        assert trio.current_time() == 1
+
+    connector = FakeConnector(clean=buggy(1, Bug("a bug")))
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(Bug):
+            async with fake_pool(connector, max_size=1) as pool:
+                async with pool.lease() as connection:
+                    connection.begin()
+                nursery.start_soon(borrow)
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(10)
+                await trio.sleep_forever()
+        assert trio.current_time() == 10
+
+
 async def test_a_bug_in_the_upkeep_comes_out_as_itself(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -723,6 +723,7 @@ def test_an_interrupt_between_any_two_lines_of_the_pool_leaks_nothing(
                 await trio.lowlevel.checkpoint()
             except KeyboardInterrupt:
                 pass
+            assert pool._supply.queue.max_size == pool._supply.table.max_size
             pool.resize(2)
             await settle(pool)
             assert_nothing_is_lost(pool)
