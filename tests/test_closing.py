@@ -514,21 +514,25 @@ async def test_a_bug_that_shows_while_the_pool_closes_comes_out_too(
 
 async def test_of_two_bugs_the_first_comes_out(autojump_clock: MockClock) -> None:
     gate = buggy(1, Bug("first"))
+
+    async def borrow_dirty() -> None:
+        async with pool.lease() as connection:
+            connection.begin()
+
+    async def change() -> None:
+        await trio.sleep(0.5)
+        await borrow_dirty()
+        await trio.sleep(0.7)
+        gate.error = Bug("second")  # type: ignore[assignment]
+
     async with trio.open_nursery() as nursery:
-
-        async def second() -> None:
-            await trio.sleep(0.5)
-            async with pool.lease() as connection:
-                connection.begin()
-            gate.error = Bug("second")  # type: ignore[assignment]
-
-        with pytest.raises(Bug, match="second"):
+        with pytest.raises(Bug, match="first"):
             async with fake_pool(FakeConnector(clean=gate), max_size=2) as pool:
-                nursery.start_soon(second)
-                async with pool.lease() as connection:
-                    connection.begin()
+                nursery.start_soon(change)
+                await borrow_dirty()
                 await trio.sleep_forever()
-    assert gate.calls == 2
+    assert (gate.calls, gate.passed) == (2, 0)
+    assert trio.current_time() == 1.5
 
 
 # KeyboardInterrupt
