@@ -13,6 +13,18 @@ from collections.abc import Awaitable, Callable
 ROUNDS = 5
 
 
+async def race(borrow: Callable[[], Awaitable[None]], tasks: int, leases: int) -> None:
+    """Time rounds of so many tasks in trio."""
+    import trio
+
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for _ in range(tasks):
+                nursery.start_soon(borrow)
+        report(started, leases)
+
+
 def report(started: float, leases: int) -> None:
     print((time.perf_counter() - started) / leases * 1e6, flush=True)
 
@@ -20,8 +32,6 @@ def report(started: float, leases: int) -> None:
 async def trio_hyperpool(
     host: str, port: str, path: str, tasks: int, leases: int, query: str
 ) -> None:
-    import trio
-
     from trio_hyperpool import open_pool
 
     each = leases // tasks
@@ -34,12 +44,7 @@ async def trio_hyperpool(
                     if query:
                         await connection.execute(query)
 
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            async with trio.open_nursery() as nursery:
-                for _ in range(tasks):
-                    nursery.start_soon(borrow)
-            report(started, leases)
+        await race(borrow, tasks, leases)
 
 
 async def capacity_limiter(
@@ -55,12 +60,7 @@ async def capacity_limiter(
             async with limiter:
                 pass
 
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        async with trio.open_nursery() as nursery:
-            for _ in range(tasks):
-                nursery.start_soon(borrow)
-        report(started, leases)
+    await race(borrow, tasks, leases)
 
 
 async def psycopg_pool(

@@ -27,6 +27,10 @@ class Server(Hyperd):
         return {**parse_endpoint(self.endpoint).conninfo(), "user": self.user}
 
 
+def with_conninfo(hyperd: Hyperd) -> Server:
+    return Server(hyperd.endpoint, hyperd.user, hyperd.pid, hyperd.log_dir)
+
+
 @pytest.fixture(scope="session")
 def hyperd_path() -> Path:
     """The hyperd that `open_hyperd` finds by itself."""
@@ -39,7 +43,7 @@ def hyperd_path() -> Path:
 @pytest.fixture(scope="session")
 def hyperd(hyperd: Hyperd) -> Server:
     """The fixture of the plug-in, for tests that do without a pool, too."""
-    return Server(hyperd.endpoint, hyperd.user, hyperd.pid, hyperd.log_dir)
+    return with_conninfo(hyperd)
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +53,9 @@ def own_hyperd(hyperd_path: Path) -> Generator[Server]:
     It may keep a session for ever whose client went away while it was being sent rows.
     """
     # Not before pytest has loaded the plug-in.
-    from trio_hyperpool.testing import _Background
+    from trio_hyperpool.testing import _hyperd_in_background
 
-    background = _Background()
-    background.start()
-    background.is_decided.wait()
-    if background.hyperd is not None:
-        one = background.hyperd
-        yield Server(one.endpoint, one.user, one.pid, one.log_dir)
-    background.stop()
+    yield from map(with_conninfo, _hyperd_in_background())
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import time
 import types
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import psycopg
 import pytest
 import trio
 
+from tests._wire import eventually, open_files
 from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._errors import HyperdError
 from trio_hyperpool._server import Hyperd, open_hyperd
@@ -51,23 +52,6 @@ def children() -> set[int]:
         with contextlib.suppress(FileNotFoundError):
             found.update(map(int, (task / "children").read_text().split()))
     return found
-
-
-def open_files() -> set[str]:
-    found: set[str] = set()
-    for path in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(f"{path.name} {path.readlink()}")
-    return found
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.fixture

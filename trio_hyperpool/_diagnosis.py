@@ -24,11 +24,7 @@ class TakenLease(Protocol):
 
 def holders(leases: Iterable[TakenLease], now: float) -> tuple[Holder, ...]:
     """Who has a connection, the longest first."""
-    by_age = sorted(leases, key=lambda lease: lease.granted_at)
-    return tuple(
-        Holder(lease.task.name, max(0.0, now - lease.granted_at), lease.taken_at)
-        for lease in by_age
-    )
+    return tuple(_holder(lease, now) for lease in _by_age(leases))
 
 
 def report(
@@ -37,14 +33,13 @@ def report(
     """The holders, a line each, with a mark on those the waiter itself belongs to."""
     kin = set(_line_of_descent(waiter))
     lines: list[str] = []
-    for lease in sorted(leases, key=lambda lease: lease.granted_at):
-        (holder,) = holders([lease], now)
+    for lease in _by_age(leases):
         note = ""
         if lease.task is waiter:
             note = " (the task that waits here)"
         elif lease.task in kin:
             note = " (an ancestor of the task that waits here)"
-        lines.append(f"\n  held by {holder}{note}")
+        lines.append(f"\n  held by {_holder(lease, now)}{note}")
     return "".join(lines) or "\n  no connection is leased"
 
 
@@ -64,6 +59,15 @@ def is_deadlock(
     to no lease, so that the numbers differ: somebody can still go on.
     """
     return borrowed == len(leases) and all(lease.task in endless for lease in leases)
+
+
+def _by_age(leases: Iterable[TakenLease]) -> list[TakenLease]:
+    return sorted(leases, key=lambda lease: lease.granted_at)
+
+
+def _holder(lease: TakenLease, now: float) -> Holder:
+    held = max(0.0, now - lease.granted_at)
+    return Holder(lease.task.name, held, lease.taken_at)
 
 
 def _line_of_descent(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import trio
@@ -112,46 +113,35 @@ class Steps(Generic[ConnectionT]):
 
     async def is_cleaned(self, slot: Slot[ConnectionT]) -> bool:
         """Put the connection right; say whether that went well."""
-        timeout = self._config.recycle_timeout
-        with trio.move_on_after(timeout):
-            try:
-                await self._connector.clean(slot.connection)
-            except Exception as error:  # noqa: BLE001 - whatever a driver raises
-                logger.warning("%s: cleaning failed: %s", self._name, error)
-                return False
-            return True
-        logger.warning("%s: cleaning took more than %g s", self._name, timeout)
-        return False
+        return await self._in_time("cleaning", self._connector.clean, slot.connection)
 
     async def farewell(self, slot: Slot[ConnectionT]) -> None:
         """End a connection politely."""
-        timeout = self._config.recycle_timeout
         # Closed it will be, however this ends.
         slot.is_connected = False
         self._counters.retired[slot.reason.value] += 1
         logger.debug("%s: a connection is retired: %s", self._name, slot.reason.value)
         self.cut_off += 1
-        with trio.move_on_after(timeout):
-            try:
-                await self._connector.close(slot.connection)
-            except Exception as error:  # noqa: BLE001 - whatever a driver raises
-                logger.warning("%s: a farewell failed: %s", self._name, error)
-                return
+        if await self._in_time("a farewell", self._connector.close, slot.connection):
             self.cut_off -= 1
-            return
-        logger.warning("%s: a farewell took more than %g s", self._name, timeout)
 
     async def settle(self) -> bool:
         """Make good what missing farewells left undone; say whether that went well."""
+        return await self._in_time("settling", self._connector.settle)
+
+    async def _in_time(
+        self, what: str, step: Callable[..., Awaitable[None]], *args: object
+    ) -> bool:
+        """Take a step within ``recycle_timeout``; say whether that went well."""
         timeout = self._config.recycle_timeout
         with trio.move_on_after(timeout):
             try:
-                await self._connector.settle()
+                await step(*args)
             except Exception as error:  # noqa: BLE001 - whatever a driver raises
-                logger.warning("%s: settling failed: %s", self._name, error)
+                logger.warning("%s: %s failed: %s", self._name, what, error)
                 return False
             return True
-        logger.warning("%s: settling took more than %g s", self._name, timeout)
+        logger.warning("%s: %s took more than %g s", self._name, what, timeout)
         return False
 
     def looks_alive(self, slot: Slot[ConnectionT]) -> bool:

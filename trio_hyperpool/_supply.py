@@ -106,9 +106,8 @@ class Supply(Generic[ConnectionT]):
         if queue.is_closed:
             raise queue.closed()
         if (
-            table.openers
+            not table.idle
             and table.has_spare_opener
-            and not table.idle
             and not queue.waiting
             and not queue.is_paused
         ):
@@ -206,11 +205,7 @@ class Supply(Generic[ConnectionT]):
         now = trio.current_time()
         self.counters.use.add(now - lease.granted_at)
         condition = self.steps.reclaim(slot, LeaseEndedError)
-        fate = self.table.returned(slot, condition, now)
-        if fate is Fate.KEEP:
-            self._arrived(slot, now)
-        else:
-            self._route(slot, condition, fate, now)
+        self._route(slot, condition, self.table.returned(slot, condition, now), now)
 
     def revoke(self, slot: Slot[ConnectionT]) -> None:
         """Take the connection away from a lease that has not ended."""
@@ -283,12 +278,6 @@ class Supply(Generic[ConnectionT]):
             self._settled = cut_off
         return is_settled
 
-    def discard_idle(self) -> None:
-        """Close the sockets of all idle connections at once."""
-        for slot in list(self.table.idle):
-            self.table.taken_out(slot, None, Reason.CLOSED)
-            self._discard(slot, Reason.ABANDONED)
-
     def turn_away(self) -> None:
         """Close the queue, and wake up everybody who waits in it or is a seeker."""
         self.queue.is_closed = True
@@ -316,13 +305,10 @@ class Supply(Generic[ConnectionT]):
             for slot in list(leased):
                 self.revoke(slot)
             patience = max(self.config.recycle_timeout, self.config.close_timeout)
-            try:
-                with trio.move_on_after(patience, shield=True):
-                    await self.end_idle(Reason.CLOSED)
-                    await self.until(lambda: not self.table.count(State.CLEANING))
-                    await self.settle()
-            finally:
-                self.discard_idle()
+            with trio.move_on_after(patience, shield=True):
+                await self.end_idle(Reason.CLOSED)
+                await self.until(lambda: not self.table.count(State.CLEANING))
+                await self.settle()
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait until something is so; asked again whenever a connection moves."""

@@ -91,6 +91,15 @@ class _Background(threading.Thread):
             raise self.error
 
 
+def _hyperd_in_background() -> Generator[Hyperd]:
+    background = _Background()
+    background.start()
+    background.is_decided.wait()
+    if background.hyperd is not None:
+        yield background.hyperd
+    background.stop()
+
+
 @pytest.fixture(scope="session")
 def hyperd() -> Generator[Hyperd]:
     """A running ``hyperd`` for the whole session; skips where there is none."""
@@ -98,12 +107,7 @@ def hyperd() -> Generator[Hyperd]:
         find_executable(None)
     except HyperdError as error:
         pytest.skip(str(error))
-    background = _Background()
-    background.start()
-    background.is_decided.wait()
-    if background.hyperd is not None:
-        yield background.hyperd
-    background.stop()
+    yield from _hyperd_in_background()
 
 
 @pytest.fixture
