@@ -268,12 +268,36 @@ async def test_what_was_cut_off_is_made_good_when_no_connection_is_left(
 
     gates = {"farewell fails": Gate.fails(on=1), "farewell hangs": Gate.never(on=1)}
     connector = Settling(close=gates.get(how))
-    async with fake_pool(connector, max_size=3, recycle_timeout=2) as pool:
+    async with fake_pool(
+        connector, max_size=3, recycle_timeout=2, close_timeout=0
+    ) as pool:
         async with pool.lease() as connection, pool.lease():
             if how == "broken":
                 connection.close()
         await wait_all_tasks_blocked()
     assert seen == [0]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_an_opener_that_the_end_cuts_off_is_made_good_if_anything_was_done(
+    autojump_clock: MockClock, *, is_first: bool
+) -> None:
+    connecting: list[int] = []
+
+    class Settling(FakeConnector):
+        async def settle(self) -> None:
+            connecting.append(self._connecting)
+
+    connector = Settling(connect=Gate.never(on=1 if is_first else 2))
+    async with fake_pool(connector, max_size=2) as pool:
+        if not is_first:
+            async with pool.lease():
+                pass
+            connector.break_all()
+        with trio.move_on_after(1):
+            await hold(pool, 0)
+    assert connecting == ([] if is_first else [0])
+    connector.assert_no_leak()
 
 
 @pytest.mark.parametrize("gate", [Gate.fails(), Gate.never()])

@@ -20,7 +20,7 @@ from trio_hyperpool import (
     PoolError,
     PoolTimeoutError,
 )
-from trio_hyperpool.testing import FakeConnector, Gate
+from trio_hyperpool.testing import FakeConnection, FakeConnector, Gate
 
 
 async def test_inside_the_block_there_is_no_connection_at_all(
@@ -435,3 +435,25 @@ async def test_a_reset_without_tokens_retires_as_soon_as_there_are_some(
         # And the upkeep, which has no limits to look after, sleeps again.
         assert pool._supply.on_move is None
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_no_error_comes_out_of_it_as_itself(
+    autojump_clock: MockClock,
+) -> None:
+    class Exiting(FakeConnector):
+        exits = True
+
+        async def close(self, connection: FakeConnection, /) -> None:
+            await super().close(connection)
+            if self.exits:
+                raise SystemExit(3)
+
+    connector = Exiting()
+    async with fake_pool(connector, max_size=2) as pool:
+        await assert_all_places_work(pool)
+        with pytest.raises(SystemExit):
+            await pool.flush()
+        assert_nothing_is_lost(pool)
+        await assert_all_places_work(pool)
+        connector.exits = False
+    connector.assert_no_leak()

@@ -98,9 +98,7 @@ class Opening(Generic[ConnectionT]):
             if not self._is_prepared:
                 await self._prepare(deadline)
             with trio.move_on_at(deadline):
-                slot.connection = await self._connector.connect()
-                slot.is_connected = True
-                self._counters.opened += 1
+                await self._connect(slot)
                 await self._after_connect(slot)
                 is_done = True
         except PoolError:
@@ -110,6 +108,17 @@ class Opening(Generic[ConnectionT]):
         if not is_done:
             raise self._create_timed_out()
         self._counters.create.add(trio.current_time() - began_at)
+
+    async def _connect(self, slot: Slot[ConnectionT]) -> None:
+        try:
+            slot.connection = await self._connector.connect()
+        except trio.Cancelled:
+            # The server may have begun a session, and take a while to see its end.
+            if self._counters.opened:
+                self._steps.cut_off += 1
+            raise
+        slot.is_connected = True
+        self._counters.opened += 1
 
     async def _prepare(self, deadline: float) -> None:
         preparation = self._preparation = _Preparation()

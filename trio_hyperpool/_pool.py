@@ -376,6 +376,12 @@ async def _running(
             tasks.end()
     except BaseExceptionGroup as group:
         error = group.exceptions[0]
+    try:
+        # Now that no opener is left, whose session would not let the server finish.
+        with trio.CancelScope(shield=True):
+            await supply.settle()
+    except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
+        error = error or raised
     if bug is not None:
         raise bug
     if error is not None:

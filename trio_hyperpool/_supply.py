@@ -259,10 +259,9 @@ class Supply(Generic[ConnectionT]):
                 for slot in slots:
                     nursery.start_soon(self._retire, slot)
         except BaseExceptionGroup as group:
-            # None of the tasks raises anything: it came while they were waited for.
-            if (interrupted := group.subgroup(KeyboardInterrupt)) is None:
-                raise
-            raise interrupted.exceptions[0] from None
+            # An interrupt, or a connector's bug, is more than that we were cancelled.
+            _, loud = group.split(trio.Cancelled)
+            raise (loud or group).exceptions[0] from None
 
     async def settle(self) -> bool:
         """Make good, when no connection is left, what missing farewells left undone.
@@ -287,11 +286,12 @@ class Supply(Generic[ConnectionT]):
         self._moved()
 
     async def close(self, grace: float) -> None:
-        """Turn everybody away, take back what is leased, and end all connections.
+        """Turn everybody away, take back what is leased, and end what is open.
 
         A checkpoint. Cancelled, or with a grace of 0, it revokes the leases at once;
         what follows is shielded, and bounded by ``recycle_timeout`` or
-        ``close_timeout``, whichever is longer.
+        ``close_timeout``, whichever is longer. It is for the caller to end the tasks
+        of the pool, and to `settle` when they are gone.
 
         Args:
             grace: seconds that leases have to end by themselves.
@@ -308,7 +308,6 @@ class Supply(Generic[ConnectionT]):
             with trio.move_on_after(patience, shield=True):
                 await self.end_idle(Reason.CLOSED)
                 await self.until(lambda: not self.table.count(State.CLEANING))
-                await self.settle()
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait until something is so; asked again whenever a connection moves."""
