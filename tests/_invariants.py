@@ -12,6 +12,7 @@ import trio
 from trio.lowlevel import Task
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests._ledger import Ledger
 from trio_hyperpool import Pool, open_pool
 from trio_hyperpool._config import PoolOptions
 from trio_hyperpool._slots import State
@@ -139,8 +140,10 @@ async def fake_pool(
     """A pool on a fake connector, watched from the first step to the last."""
     connector = connector or FakeConnector()
     watch: Watch | None = None
+    ledger = Ledger()
     try:
         async with open_pool(connector=connector, **options) as pool:
+            pool.add_instrument(ledger)
             watch = Watch(pool, connector)
             trio.lowlevel.add_instrument(watch)
             yield pool
@@ -153,6 +156,7 @@ async def fake_pool(
     assert_nothing_is_lost(pool)
     assert not pool._supply.table.slots
     assert_sums_are_right(pool, connector)
+    ledger.assert_agrees(pool)
 
 
 class AtStep(trio.abc.Instrument):

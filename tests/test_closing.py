@@ -62,7 +62,7 @@ async def test_a_farewell_that_fails_does_not_come_out_of_the_block(
 ) -> None:
     async with fake_pool(FakeConnector(close=Gate.fails()), max_size=2) as pool:
         await assert_all_places_work(pool)
-    assert caplog.text.count("a farewell failed") == 2
+    assert caplog.text.count("farewell failed") == 2
 
 
 async def test_waiters_and_seekers_are_turned_away_at_once(
@@ -628,7 +628,7 @@ async def test_a_spare_connection_that_fails_is_logged(
             await hold(pool, 0)
         await settle(pool)
         assert pool.statistics().open_failures == 1
-    assert "a spare connection failed" in caplog.text
+    assert "a connection could not be opened" in caplog.text
 
 
 async def test_open_pool_gives_a_pool_that_can_be_opened_again_by_another_block(

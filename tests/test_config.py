@@ -37,6 +37,8 @@ ABOVE_ZERO = [
     "max_lifetime",
     "idle_timeout",
     "max_lease",
+    "log_wait_over",
+    "log_lease_over",
 ]
 DURATIONS = ZERO_ALLOWED + ABOVE_ZERO
 COUNTS = {"max_size": 1, "min_idle": 0, "create_attempts": 1, "max_waiting": 0}
@@ -140,6 +142,8 @@ def test_every_field_but_the_database_has_the_default_of_the_documentation() -> 
         "max_lease": math.inf,
         "create_attempts": 1,
         "create_backoff": 0.05,
+        "log_wait_over": math.inf,
+        "log_lease_over": math.inf,
         "after_connect": None,
         "before_acquire": None,
         "after_release": None,

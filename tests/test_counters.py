@@ -92,6 +92,7 @@ def test_a_pool_has_done_nothing_at_first() -> None:
         "discarded": Counter(),
         "health_check_failures": 0,
         "hook_failures": 0,
+        "wait_timeouts": 0,
         "revoked": 0,
         "cancelled_queries": 0,
         "wait": nothing,

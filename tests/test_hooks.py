@@ -315,7 +315,7 @@ async def test_after_release_that_fails_retires_the_connection(
             assert connection.number == 2
         await settle(pool)
         assert pool.statistics().retired == {"failed hook": 2}
-    assert "the connection is retired" in caplog.text
+    assert "after_release failed" in caplog.text
 
 
 # Hanging
@@ -546,7 +546,7 @@ async def test_a_hook_that_is_cancelled_after_its_lease_was_revoked_changes_noth
         nursery.start_soon(borrow)
         await trio.sleep(0.5)
     assert trio.current_time() == 3
-    assert pool.statistics().revoked == 1
+    assert pool.statistics().revoked == 0
 
 
 @pytest.mark.parametrize("leases", [0, 1])

@@ -263,7 +263,10 @@ async def test_a_server_that_is_away_is_tried_again_with_one_and_with_patience(
         connector.connect_gate.error = None
         await trio.sleep(20)
         assert pool.statistics().idle == 4
-        assert pool.statistics().open_failures == pool._supply.counters.open_failures
+        assert (
+            pool.statistics().open_failures
+            == pool._supply.record.counters.open_failures
+        )
 
 
 async def test_what_wakes_the_upkeep_for_another_reason_does_not_hurry_it(

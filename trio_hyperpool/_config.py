@@ -70,6 +70,8 @@ class PoolOptions(TypedDict, total=False):
     max_lease: float
     create_attempts: int
     create_backoff: float
+    log_wait_over: float
+    log_lease_over: float
     after_connect: Hook | None
     before_acquire: Hook | None
     after_release: Hook | None
@@ -107,7 +109,8 @@ class PoolConfig:
         create_timeout: seconds for one attempt to open a connection, its
             ``after_connect`` and, for the first one, the create mode included.
         recycle_timeout: seconds for the probe at checkout, and for cleaning or
-            closing a connection that came back.
+            closing a connection that came back. Giving up on a server that does not
+            answer may take ``cancel_timeout`` more.
         hook_timeout: seconds for each hook.
         cancel_timeout: seconds for stopping a cancelled query on the server and
             draining its answer; past them the connection is closed.
@@ -122,6 +125,10 @@ class PoolConfig:
             reached; at least 1.
         create_backoff: seconds before the second attempt, doubled for each further
             one, with jitter.
+        log_wait_over: seconds; a lease that waited longer is logged, with its task and
+            the line that took it.
+        log_lease_over: seconds; a lease that is held longer is logged, while it is
+            held and when it ends.
         after_connect: async callable, awaited with each new connection once.
         before_acquire: async callable, awaited with the connection at every checkout.
         after_release: async callable, awaited with each connection that came back
@@ -157,6 +164,8 @@ class PoolConfig:
     max_lease: float = math.inf
     create_attempts: int = 1
     create_backoff: float = 0.05
+    log_wait_over: float = math.inf
+    log_lease_over: float = math.inf
     after_connect: Hook | None = None
     before_acquire: Hook | None = None
     after_release: Hook | None = None
@@ -231,6 +240,8 @@ class PoolConfig:
             "max_lifetime",
             "idle_timeout",
             "max_lease",
+            "log_wait_over",
+            "log_lease_over",
         ):
             _require_seconds(field, getattr(self, field), zero=False)
         if self.create_backoff == math.inf:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from ._config import HealthCheck
@@ -43,6 +44,15 @@ class Connector(Protocol[ConnectionT]):
             ConnectError: with ``unreachable`` set if nobody answered, so that
                 another attempt makes sense. Any other exception is final, and
                 reaches the borrower as the cause of a `ConnectError`.
+        """
+        ...
+
+    def watch(
+        self, connection: ConnectionT, cancel_sent: Callable[[], None], /
+    ) -> None:
+        """Call ``cancel_sent`` whenever the server is asked to stop a query of it.
+
+        For those who watch the pool; a kind of connection that can't tell does nothing.
         """
         ...
 

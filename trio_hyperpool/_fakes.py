@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import trio
 
@@ -89,6 +90,8 @@ class FakeSession:
     """It has to be cleaned before it is leased again."""
     was_cancelled: bool = False
     """It must not be leased again."""
+    on_cancel: Callable[[], None] | None = None
+    """Told when a statement is cancelled."""
 
 
 class FakeConnection:
@@ -145,6 +148,8 @@ class FakeConnection:
                 await trio.sleep(seconds)
             except trio.Cancelled:
                 self.session.was_cancelled = True
+                if self.ended is None and self.session.on_cancel is not None:
+                    self.session.on_cancel()
                 raise
         self.check()
         return self.number
@@ -240,6 +245,12 @@ class FakeConnector:
         connection = FakeConnection(FakeSession(len(self.opened) + 1))
         self.opened.append(connection)
         return connection
+
+    def watch(
+        self, connection: FakeConnection, cancel_sent: Callable[[], None], /
+    ) -> None:
+        """Call ``cancel_sent`` when a statement of it is cancelled."""
+        connection.session.on_cancel = cancel_sent
 
     def is_alive(self, connection: FakeConnection, /) -> bool:
         """Whether it is open."""

@@ -153,6 +153,12 @@ class HyperConnector:
             raise
         return connection
 
+    def watch(
+        self, connection: HyperConnection[Any], cancel_sent: Callable[[], None], /
+    ) -> None:
+        """Call ``cancel_sent`` whenever a cancel request is sent for it."""
+        connection.watch(cancel_sent)
+
     def is_alive(self, connection: HyperConnection[Any], /) -> bool:
         """Whether the socket looks as that of an idle connection does."""
         return connection.looks_alive()

@@ -41,7 +41,9 @@ class Lease(Generic[ConnectionT]):
         "_wait_timeout",
         "deadline",
         "granted_at",
+        "is_logged",
         "is_revoked",
+        "number",
         "task",
     )
 
@@ -66,6 +68,9 @@ class Lease(Generic[ConnectionT]):
         """The effective deadline of the task when it got its connection."""
         self.granted_at: float = math.inf
         self.is_revoked: bool = False
+        self.number: int = 0
+        self.is_logged: bool = False
+        """Whether it was logged that it is held for long."""
 
     @property
     def taken_at(self) -> str:
@@ -86,16 +91,23 @@ class Lease(Generic[ConnectionT]):
         supply = self._supply
         self.task = current_task()
         asked_at = trio.current_time()
-        await checkpoint()
-        slot = supply.claim(self)
-        if slot is Wait.QUEUE:
-            permit = await supply.queue.wait(self, self._wait_timeout)
-            slot = supply.place(self, permit)
-        if slot is Wait.SEEKERS:
-            slot = await self._seek()
-        while supply.needs_check(slot) and not await supply.check(self, slot):
-            slot = await self._seek()
-        view = supply.hand_out(self, slot, asked_at)
+        record = supply.record
+        if record.instruments:
+            record.requested(self, asked_at)
+        try:
+            await checkpoint()
+            slot = supply.claim(self)
+            if slot is Wait.QUEUE:
+                permit = await supply.queue.wait(self, self._wait_timeout)
+                slot = supply.place(self, permit)
+            if slot is Wait.SEEKERS:
+                slot = await self._seek()
+            while supply.needs_check(slot) and not await supply.check(self, slot):
+                slot = await self._seek()
+            view = supply.hand_out(self, slot, asked_at)
+        except BaseException as error:
+            record.refused(self, asked_at, error)
+            raise
         self._slot = slot
         self.deadline = trio.current_effective_deadline()
         return view

@@ -11,9 +11,10 @@ import trio
 from ._config import PoolConfig
 from ._connector import Connector
 from ._errors import ConnectError, HookError, PoolError, PoolTimeoutError
+from ._events import Step
 from ._policy import Reason, backoff
+from ._record import Record, RecordedLease
 from ._slots import Slot
-from ._statistics import Counters
 from ._steps import Steps, ran_out_of_time
 
 ConnectionT = TypeVar("ConnectionT")
@@ -35,7 +36,7 @@ class Opening(Generic[ConnectionT]):
         config: for deadlines, attempts and the hook.
         connector: the kind of connection.
         steps: what is done to a connection that is there.
-        counters: what counts.
+        record: what is told of each attempt.
     """
 
     def __init__(
@@ -44,19 +45,20 @@ class Opening(Generic[ConnectionT]):
         config: PoolConfig,
         connector: Connector[ConnectionT],
         steps: Steps[ConnectionT],
-        counters: Counters,
+        record: Record,
     ) -> None:
         self._name = name
         self._config = config
         self._connector = connector
         self._steps = steps
-        self._counters = counters
+        self._record = record
         self._is_prepared = False
         self._preparation: _Preparation | None = None
 
     async def connect(
         self,
         slot: Slot[ConnectionT],
+        lease: RecordedLease | None,
         started_over: Callable[[Slot[ConnectionT]], None],
     ) -> None:
         """Open the slot's connection, in ``create_attempts`` attempts at most.
@@ -65,6 +67,7 @@ class Opening(Generic[ConnectionT]):
 
         Args:
             slot: gets the connection.
+            lease: who asked for it, if anybody did.
             started_over: called when an attempt begins.
 
         Raises:
@@ -74,7 +77,7 @@ class Opening(Generic[ConnectionT]):
         while True:
             started_over(slot)
             try:
-                await self._attempt(slot)
+                await self._attempt(slot, lease)
             except ConnectError as error:
                 failures += 1
                 if not error.unreachable or failures >= self._config.create_attempts:
@@ -83,14 +86,24 @@ class Opening(Generic[ConnectionT]):
                 return
             await trio.sleep(backoff(self._config, failures, random.random()))
 
-    async def _attempt(self, slot: Slot[ConnectionT]) -> None:
+    async def _attempt(
+        self, slot: Slot[ConnectionT], lease: RecordedLease | None
+    ) -> None:
         # Not timed: this opener has done nothing yet that could take long.
         while (other := self._preparation) is not None:
             await other.done.wait()
             if other.error is not None:
                 raise _twin(other.error)
         began_at = trio.current_time()
-        deadline = began_at + self._config.create_timeout
+        self._record.opening(slot.number, lease, began_at)
+        try:
+            await self._open(slot, began_at + self._config.create_timeout)
+        except BaseException as error:
+            self._record.attempt_failed(slot.number, began_at, error)
+            raise
+        self._record.opened(slot.number, began_at)
+
+    async def _open(self, slot: Slot[ConnectionT], deadline: float) -> None:
         is_done = False
         try:
             # Under one deadline, but not in one scope: of two that expire together,
@@ -107,18 +120,19 @@ class Opening(Generic[ConnectionT]):
             raise self._not_opened(error) from error
         if not is_done:
             raise self._create_timed_out()
-        self._counters.create.add(trio.current_time() - began_at)
 
     async def _connect(self, slot: Slot[ConnectionT]) -> None:
         try:
             slot.connection = await self._connector.connect()
         except trio.Cancelled:
             # The server may have begun a session, and take a while to see its end.
-            if self._counters.opened:
+            if self._record.counters.opened:
                 self._steps.cut_off += 1
             raise
         slot.is_connected = True
-        self._counters.opened += 1
+        self._record.connected()
+        number = slot.number
+        self._connector.watch(slot.connection, lambda: self._record.cancel_sent(number))
 
     async def _prepare(self, deadline: float) -> None:
         preparation = self._preparation = _Preparation()
@@ -143,7 +157,7 @@ class Opening(Generic[ConnectionT]):
             return
         try:
             await self._steps.run_hook(
-                "after_connect", self._config.after_connect, slot
+                Step.AFTER_CONNECT, self._config.after_connect, slot
             )
         except HookError as error:
             failure = error

@@ -28,6 +28,7 @@ from ._config import (
 )
 from ._connector import Connector
 from ._errors import PoolDeadlockError, PoolError
+from ._events import Instrument
 from ._hyper import DEFAULT_USER, HyperConnection, HyperConnector
 from ._lease import Lease
 from ._policy import Reason, backoff
@@ -208,7 +209,7 @@ class Pool(Generic[ConnectionT]):
         supply, table, counters = (
             self._supply,
             self._supply.table,
-            self._supply.counters,
+            self._supply.record.counters,
         )
         return PoolStatistics(
             name=self.name,
@@ -226,7 +227,7 @@ class Pool(Generic[ConnectionT]):
             discarded=frozen(counters.discarded),
             health_check_failures=counters.health_check_failures,
             hook_failures=counters.hook_failures,
-            wait_timeouts=supply.queue.timeouts,
+            wait_timeouts=counters.wait_timeouts,
             revoked=counters.revoked,
             cancelled_queries=counters.cancelled_queries,
             wait=counters.wait.snapshot(),
@@ -234,6 +235,29 @@ class Pool(Generic[ConnectionT]):
             create=counters.create.snapshot(),
             holders=_diagnosis.holders(table.leased.values(), trio.current_time()),
         )
+
+    def add_instrument(self, instrument: Instrument) -> None:
+        """Have an instrument told what happens from now on; not a checkpoint.
+
+        Added twice, it is told once. One that raises is removed, and what it raised is
+        logged. While there is none, telling costs nothing.
+
+        Args:
+            instrument: has a method ``happened``, which takes an `Event`.
+
+        Raises:
+            TypeError: it has not.
+        """
+        if not callable(getattr(instrument, "happened", None)):
+            raise TypeError(
+                "instrument: an object with a method `happened` is allowed, "
+                f"not {instrument!r}"
+            )
+        self._supply.record.add_instrument(instrument)
+
+    def remove_instrument(self, instrument: Instrument) -> None:
+        """Tell an instrument no more; not a checkpoint. One never added is ignored."""
+        self._supply.record.remove_instrument(instrument)
 
     @enable_ki_protection
     def resize(self, max_size: int) -> None:

@@ -24,9 +24,10 @@ from ._errors import (
     PoolSaturatedError,
     PoolTimeoutError,
 )
+from ._record import Record, RecordedLease
 
 
-class QueueingLease(_diagnosis.TakenLease, Protocol):
+class QueueingLease(RecordedLease, Protocol):
     """What the queue has to know about a lease."""
 
     @property
@@ -40,14 +41,20 @@ class TokenQueue:
         name: of the pool, for messages.
         config: for ``max_size``, ``max_waiting`` and ``max_lease``.
         leases: a live view of the leases that have a connection.
+        record: what counts.
     """
 
     def __init__(
-        self, name: str, config: PoolConfig, leases: Collection[QueueingLease]
+        self,
+        name: str,
+        config: PoolConfig,
+        leases: Collection[QueueingLease],
+        record: Record,
     ) -> None:
         self._name = name
         self._config = config
         self._leases = leases
+        self._record = record
         self._limiter = trio.CapacityLimiter(config.max_size)
         self._endless: dict[Task, tuple[trio.CancelScope, float]] = {}
         """Tasks that wait without an end while they hold a lease.
@@ -56,7 +63,6 @@ class TokenQueue:
         """
         self._deadlocked: set[Task] = set()
         self.waiting: int = 0
-        self.timeouts: int = 0
         self.max_size: int = config.max_size
         self.is_closed = False
         self.is_paused = False
@@ -194,7 +200,7 @@ class TokenQueue:
         return bool(held) and trio.current_effective_deadline() >= held[-1].deadline
 
     def _timed_out(self, lease: QueueingLease, timeout: float) -> PoolError:
-        self.timeouts += 1
+        self._record.wait_timed_out(lease)
         what = f"within {timeout:g} s" if timeout else "at once (wait_timeout is 0)"
         return PoolTimeoutError(
             f"{self._name}: no connection came free {what}: {self._situation(lease)}",

@@ -65,6 +65,7 @@ class Slot(Generic[ConnectionT]):
         "is_connected",
         "is_due",
         "leases",
+        "number",
         "opened_at",
         "permit",
         "proved",
@@ -78,6 +79,8 @@ class Slot(Generic[ConnectionT]):
     """Set as soon as there is one."""
 
     def __init__(self, permit: object, generation: int, proved: int) -> None:
+        self.number: int = 0
+        """The connection's, by which instruments know it."""
         self.state: State = State.OPENING
         self.permit: object | None = permit
         self.view: ConnectionT | None = None
@@ -118,6 +121,7 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
         self.seekers: deque[LeaseT] = deque()
         """Leases that wait for a connection, and hold no token, in their order."""
         self.openers: int = 0
+        self.attempts: int = 0
         self.generation: int = 0
         self.deaths: int = 0
         self._has_limits = min(config.max_lifetime, config.idle_timeout) < math.inf
@@ -188,6 +192,8 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
 
     def started_over(self, slot: Slot[ConnectionT]) -> None:
         """An attempt to open it begins: it is younger than all that came before."""
+        self.attempts += 1
+        slot.number = self.attempts
         slot.leases = 0
         slot.generation = self.generation
         slot.proved = self.deaths

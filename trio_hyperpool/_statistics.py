@@ -76,6 +76,7 @@ class Counters:
         "revoked",
         "use",
         "wait",
+        "wait_timeouts",
     )
 
     def __init__(self) -> None:
@@ -85,6 +86,7 @@ class Counters:
         self.discarded: Counter[str] = Counter()
         self.health_check_failures: int = 0
         self.hook_failures: int = 0
+        self.wait_timeouts: int = 0
         self.revoked: int = 0
         self.cancelled_queries: int = 0
         self.wait: Stopwatch = Stopwatch()

@@ -1,4 +1,4 @@
-"""What is done to one connection: each step under its own deadline, and counted."""
+"""What is done to one connection: each step under its own deadline, and recorded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from trio.lowlevel import disable_ki_protection
 from ._config import HealthCheck, Hook, PoolConfig
 from ._connector import Connector
 from ._errors import HookError, LeaseEndedError, LeaseError
+from ._events import Step
 from ._policy import Condition, Reason
+from ._record import Record
 from ._slots import Slot
-from ._statistics import Counters
 
 ConnectionT = TypeVar("ConnectionT")
-
-logger = logging.getLogger("trio_hyperpool")
 
 _COMPLAINTS = {
     Condition.DIRTY: "it left a transaction open",
@@ -29,13 +28,13 @@ _COMPLAINTS = {
 
 
 class Steps(Generic[ConnectionT]):
-    """The connector's methods, as the pool wants them: bounded, logged, counted.
+    """The connector's methods, as the pool wants them: bounded and recorded.
 
     Args:
         name: of the pool, for messages.
         config: for deadlines, checks and hooks.
         connector: the kind of connection.
-        counters: what counts.
+        record: what is told of each step.
     """
 
     def __init__(
@@ -43,23 +42,31 @@ class Steps(Generic[ConnectionT]):
         name: str,
         config: PoolConfig,
         connector: Connector[ConnectionT],
-        counters: Counters,
+        record: Record,
     ) -> None:
         self._name = name
         self._config = config
         self._connector = connector
-        self._counters = counters
+        self._record = record
         self.cut_off: int = 0
         """How many connections ended without a farewell that the server took."""
 
     async def is_sound(self, slot: Slot[ConnectionT]) -> bool:
         """Whether the connection passes the health check."""
+        with self._record.step(slot.number, Step.HEALTH_CHECK) as step:
+            complaint = await self._checked(slot)
+            if complaint is not None:
+                step.failed(complaint)
+        return complaint is None
+
+    async def _checked(self, slot: Slot[ConnectionT]) -> object:
+        """Say what is wrong with the connection; None if it is sound."""
         check = self._config.health_check
-        failure: object = None
         view = self.lend(slot)
         scope = trio.CancelScope(
             deadline=trio.current_time() + self._config.recycle_timeout
         )
+        failure: object = None
         try:
             with scope:
                 if isinstance(check, HealthCheck):
@@ -69,87 +76,104 @@ class Steps(Generic[ConnectionT]):
         except Exception as error:  # noqa: BLE001 - whatever a driver raises
             failure = error
         condition = self.reclaim(slot, LeaseEndedError)
-        if failure is None and scope.cancelled_caught:
-            failure = f"no answer within {self._config.recycle_timeout:g} s"
-        elif failure is None and (
+        if failure is not None:
+            return failure
+        if scope.cancelled_caught:
+            return f"no answer within {self._config.recycle_timeout:g} s"
+        if condition is Condition.CANCELLED and not scope.cancel_called:
             # An answer that came although the caller was cancelled is one: the lease
             # is the caller's, and its connection retires when that ends.
-            condition is not Condition.CANCELLED or scope.cancel_called
-        ):
-            failure = _COMPLAINTS.get(condition)
-        if failure is None:
-            return True
-        self._counters.health_check_failures += 1
-        logger.warning("%s: a connection failed its check: %s", self._name, failure)
-        return False
+            return None
+        return _COMPLAINTS.get(condition)
 
-    async def run_hook(self, name: str, hook: Hook, slot: Slot[ConnectionT]) -> None:
+    async def run_hook(self, step: Step, hook: Hook, slot: Slot[ConnectionT]) -> None:
         """Run a hook on a view of its own.
 
         Raises:
             HookError: it failed, took too long, or left the connection in a state
                 that no borrower should find.
         """
+        with self._record.step(slot.number, step) as recorded:
+            failure = await self._hooked(hook, slot)
+            if failure is None:
+                return
+            cause = failure if isinstance(failure, Exception) else None
+            text = f"{type(cause).__name__}: {cause}" if cause else str(failure)
+            recorded.failed(text)
+            raise HookError(
+                f"{self._name}: the hook {step.value} failed: {text}", hook=step.value
+            ) from cause
+
+    async def _hooked(
+        self, hook: Hook, slot: Slot[ConnectionT]
+    ) -> Exception | str | None:
+        """Run a hook, and say what went wrong; None if nothing did."""
         timeout = self._config.hook_timeout
         view = self.lend(slot)
         try:
             with trio.move_on_after(timeout) as scope:
                 await _call_user(hook, view)
-            if scope.cancelled_caught:
-                raise trio.TooSlowError(f"it did not end within {timeout:g} s")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - becomes a HookError
             self.reclaim(slot, LeaseEndedError)
-            raise self._hook_failed(name, error) from error
+            return error
+        if scope.cancelled_caught:
+            self.reclaim(slot, LeaseEndedError)
+            return trio.TooSlowError(f"it did not end within {timeout:g} s")
         if hook is self._config.after_connect:
             self._connector.adopt(slot.connection, view)
-        complaint = _COMPLAINTS.get(self.reclaim(slot, LeaseEndedError))
-        if complaint is not None:
-            raise self._hook_failed(name, complaint)
-
-    def _hook_failed(self, name: str, why: object) -> HookError:
-        self._counters.hook_failures += 1
-        text = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
-        return HookError(f"{self._name}: the hook {name} failed: {text}", hook=name)
+        return _COMPLAINTS.get(self.reclaim(slot, LeaseEndedError))
 
     async def is_cleaned(self, slot: Slot[ConnectionT]) -> bool:
         """Put the connection right; say whether that went well."""
-        return await self._in_time("cleaning", self._connector.clean, slot.connection)
+        return await self._is_done(slot, Step.CLEAN, self._connector.clean)
 
     async def farewell(self, slot: Slot[ConnectionT]) -> None:
         """End a connection politely."""
         # Closed it will be, however this ends.
         slot.is_connected = False
-        self._counters.retired[slot.reason.value] += 1
-        logger.debug("%s: a connection is retired: %s", self._name, slot.reason.value)
+        self._record.retired(slot.number, slot.reason)
         self.cut_off += 1
-        if await self._in_time("a farewell", self._connector.close, slot.connection):
+        if await self._is_done(slot, Step.FAREWELL, self._connector.close):
             self.cut_off -= 1
 
     async def settle(self) -> bool:
         """Make good what missing farewells left undone; say whether that went well."""
-        return await self._in_time("settling", self._connector.settle)
+        complaint = await self._in_time(self._connector.settle)
+        if complaint is not None:
+            self._record.log(logging.WARNING, "settling failed: %s", complaint)
+        return complaint is None
+
+    async def _is_done(
+        self,
+        slot: Slot[ConnectionT],
+        step: Step,
+        async_fn: Callable[[ConnectionT], Awaitable[None]],
+    ) -> bool:
+        with self._record.step(slot.number, step) as recorded:
+            complaint = await self._in_time(async_fn, slot.connection)
+            if complaint is not None:
+                recorded.failed(complaint)
+        return complaint is None
 
     async def _in_time(
-        self, what: str, step: Callable[..., Awaitable[None]], *args: object
-    ) -> bool:
-        """Take a step within ``recycle_timeout``; say whether that went well."""
+        self, async_fn: Callable[..., Awaitable[None]], *args: object
+    ) -> object:
+        """Take a step within ``recycle_timeout``; say what went wrong, or None."""
         timeout = self._config.recycle_timeout
         with trio.move_on_after(timeout):
             try:
-                await step(*args)
+                await async_fn(*args)
             except Exception as error:  # noqa: BLE001 - whatever a driver raises
-                logger.warning("%s: %s failed: %s", self._name, what, error)
-                return False
-            return True
-        logger.warning("%s: %s took more than %g s", self._name, what, timeout)
-        return False
+                return error
+            return None
+        return f"it took more than {timeout:g} s"
 
     def looks_alive(self, slot: Slot[ConnectionT]) -> bool:
         """Whether the idle connection looks usable."""
         try:
             return self._connector.is_alive(slot.connection)
-        except Exception:
-            logger.exception("%s: a connection could not be looked at", self._name)
+        except Exception as error:  # noqa: BLE001 - logged
+            self._record.log_error(error, "a connection could not be looked at")
             return False
 
     def lend(self, slot: Slot[ConnectionT]) -> ConnectionT:
@@ -157,18 +181,18 @@ class Steps(Generic[ConnectionT]):
         view = slot.view = self._connector.lend(slot.connection)
         return view
 
-    def reclaim(self, slot: Slot[ConnectionT], error: type[LeaseError]) -> Condition:
+    def reclaim(self, slot: Slot[ConnectionT], ends: type[LeaseError]) -> Condition:
         """End the slot's view, if it has one, and say what that left."""
         view, slot.view = slot.view, None
         if view is None:
             return Condition.CLEAN
         try:
-            condition = self._connector.reclaim(slot.connection, view, error)
-        except Exception:
-            logger.exception("%s: a view could not be ended", self._name)
+            condition = self._connector.reclaim(slot.connection, view, ends)
+        except Exception as error:  # noqa: BLE001 - logged
+            self._record.log_error(error, "a view could not be ended")
             return Condition.BROKEN
         if condition is Condition.CANCELLED:
-            self._counters.cancelled_queries += 1
+            self._record.query_cancelled()
         return condition
 
     def drop(self, slot: Slot[ConnectionT], reason: Reason) -> None:
@@ -176,12 +200,11 @@ class Steps(Generic[ConnectionT]):
         slot.is_connected = False
         self.cut_off += 1
         self.reclaim(slot, LeaseEndedError)
-        self._counters.discarded[reason.value] += 1
-        logger.debug("%s: a connection is discarded: %s", self._name, reason.value)
+        self._record.discarded(slot.number, reason)
         try:
             self._connector.discard(slot.connection)
-        except Exception:
-            logger.exception("%s: a connection could not be discarded", self._name)
+        except Exception as error:  # noqa: BLE001 - logged
+            self._record.log_error(error, "a connection could not be discarded")
 
 
 @disable_ki_protection

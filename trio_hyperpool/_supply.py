@@ -8,7 +8,6 @@ gives its slot away on every path, `Cancelled` included.
 from __future__ import annotations
 
 import enum
-import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterable
@@ -25,16 +24,15 @@ from ._errors import (
     LeaseRevokedError,
     PoolError,
 )
+from ._events import Step
 from ._opening import Opening
 from ._policy import Condition, Reason
 from ._queue import QueueingLease, TokenQueue
+from ._record import Record
 from ._slots import Claim, Fate, Slot, SlotTable, State
-from ._statistics import Counters
 from ._steps import Steps, ran_out_of_time
 
 ConnectionT = TypeVar("ConnectionT")
-
-logger = logging.getLogger("trio_hyperpool")
 
 
 class Wait(enum.Enum):
@@ -48,6 +46,7 @@ class Borrower(QueueingLease, Protocol[ConnectionT]):
     """What the supply has to know about a lease."""
 
     is_revoked: bool
+    is_logged: bool
 
     def serve(self, slot: Slot[ConnectionT], /) -> None:
         """Wake it up with a slot that is its own."""
@@ -79,15 +78,15 @@ class Supply(Generic[ConnectionT]):
         self.name: str = config.name or connector.name
         self.config = config
         self.connector = connector
-        self.counters: Counters = Counters()
+        self.record: Record = Record(self.name, config)
         parts = self.name, config, connector
-        self.steps: Steps[ConnectionT] = Steps(*parts, self.counters)
-        self._opening = Opening(*parts, self.steps, self.counters)
+        self.steps: Steps[ConnectionT] = Steps(*parts, self.record)
+        self._opening = Opening(*parts, self.steps, self.record)
         self.table: SlotTable[ConnectionT, Borrower[ConnectionT]] = SlotTable(
             config, random.random
         )
         self.queue: TokenQueue = TokenQueue(
-            self.name, config, self.table.leased.values()
+            self.name, config, self.table.leased.values(), self.record
         )
         self.failures_in_a_row: int = 0
         """Attempts to open a connection that have failed since one succeeded."""
@@ -125,7 +124,7 @@ class Supply(Generic[ConnectionT]):
             claim, slot = table.granted(permit, lease, trio.current_time())
             if claim is not Claim.REUSE:
                 table.seekers.append(lease)
-                self._spawn(self._open, slot)
+                self._spawn(self._open, slot, lease)
                 return Wait.SEEKERS
             if self.steps.looks_alive(slot):
                 return slot
@@ -159,7 +158,7 @@ class Supply(Generic[ConnectionT]):
             is_sound = not slot.is_due or await self._is_sound(slot)
             hook = self.config.before_acquire
             if is_sound and hook is not None and not lease.is_revoked:
-                await self.steps.run_hook("before_acquire", hook, slot)
+                await self.steps.run_hook(Step.BEFORE_ACQUIRE, hook, slot)
         except HookError as error:
             failure = error
         except BaseException:
@@ -180,7 +179,7 @@ class Supply(Generic[ConnectionT]):
             raise failure or self.queue.closed()
         self.table.replaced(slot, reason)
         self.table.seekers.appendleft(lease)
-        self._spawn(self._open, slot)
+        self._spawn(self._open, slot, lease)
         return False
 
     def hand_out(
@@ -194,7 +193,7 @@ class Supply(Generic[ConnectionT]):
             raise
         now = trio.current_time()
         lease.granted_at = now
-        self.counters.wait.add(now - asked_at)
+        self.record.granted(lease, slot.number, asked_at, now)
         slot.leases += 1
         if self.on_move is not None:
             self.on_move()
@@ -203,7 +202,7 @@ class Supply(Generic[ConnectionT]):
     def take_back(self, lease: Borrower[ConnectionT], slot: Slot[ConnectionT]) -> None:
         """End the lease: its connection goes to whoever is next."""
         now = trio.current_time()
-        self.counters.use.add(now - lease.granted_at)
+        self.record.ended(lease, slot.number, now)
         condition = self.steps.reclaim(slot, LeaseEndedError)
         self._route(slot, condition, self.table.returned(slot, condition, now), now)
 
@@ -211,9 +210,8 @@ class Supply(Generic[ConnectionT]):
         """Take the connection away from a lease that has not ended."""
         lease = self.table.leased[slot]
         lease.is_revoked = True
-        self.counters.revoked += 1
-        if lease.granted_at < math.inf:
-            self.counters.use.add(trio.current_time() - lease.granted_at)
+        if lease.granted_at < math.inf:  # else it is refused
+            self.record.revoked(lease, slot.number, trio.current_time())
         condition = self.steps.reclaim(slot, LeaseRevokedError)
         if condition is Condition.BROKEN:
             self._discard(slot, Reason.REVOKED)
@@ -279,6 +277,8 @@ class Supply(Generic[ConnectionT]):
 
     def turn_away(self) -> None:
         """Close the queue, and wake up everybody who waits in it or is a seeker."""
+        if not self.queue.is_closed:
+            self.record.closing()
         self.queue.is_closed = True
         self.queue.resize()
         while self.table.seekers:
@@ -316,23 +316,25 @@ class Supply(Generic[ConnectionT]):
 
     # Tasks of the pool
 
-    async def _open(self, slot: Slot[ConnectionT]) -> None:
+    async def _open(
+        self, slot: Slot[ConnectionT], lease: Borrower[ConnectionT] | None = None
+    ) -> None:
         table = self.table
         try:
             if slot.is_connected:
                 await self.steps.farewell(slot)
-            await self._opening.connect(slot, table.started_over)
+            await self._opening.connect(slot, lease, table.started_over)
             while slot.generation != table.generation and not self.queue.is_closed:
                 slot.reason = Reason.RESET
                 await self.steps.farewell(slot)
-                await self._opening.connect(slot, table.started_over)
+                await self._opening.connect(slot, lease, table.started_over)
         except PoolError as error:
             self._open_failed(slot, error)
         except BaseException:
-            lease = table.open_failed(slot)
+            seeker = table.open_failed(slot)
             self._end(slot)
-            if lease is not None:
-                lease.fail(self.queue.closed())
+            if seeker is not None:
+                seeker.fail(self.queue.closed())
             raise
         else:
             self.failures_in_a_row = 0
@@ -340,14 +342,12 @@ class Supply(Generic[ConnectionT]):
             self._made_ready(slot)
 
     def _open_failed(self, slot: Slot[ConnectionT], error: PoolError) -> None:
-        self.counters.open_failures += 1
         self.failures_in_a_row += 1
-        lease = self.table.open_failed(slot)
+        seeker = self.table.open_failed(slot)
+        self.record.open_failed(slot.number, error, is_told=seeker is not None)
         self._end(slot)
-        if lease is not None:
-            lease.fail(error)
-        else:
-            logger.warning("%s: a spare connection failed: %s", self.name, error)
+        if seeker is not None:
+            seeker.fail(error)
 
     async def _clean(self, slot: Slot[ConnectionT]) -> None:
         try:
@@ -364,10 +364,9 @@ class Supply(Generic[ConnectionT]):
         try:
             if self.config.after_release is not None:
                 await self.steps.run_hook(
-                    "after_release", self.config.after_release, slot
+                    Step.AFTER_RELEASE, self.config.after_release, slot
                 )
-        except HookError as error:
-            logger.warning("%s; the connection is retired", error)
+        except HookError:
             slot.reason = Reason.HOOK
             await self._retire(slot)
         except BaseException:

@@ -27,7 +27,12 @@ class Upkeep(Generic[ConnectionT]):
     def __init__(self, supply: Supply[ConnectionT]) -> None:
         self._supply = supply
         config = supply.config
-        limits = (config.max_lifetime, config.idle_timeout, config.max_lease)
+        limits = (
+            config.max_lifetime,
+            config.idle_timeout,
+            config.max_lease,
+            config.log_lease_over,
+        )
         self._is_needed = config.min_idle > 0 or min(limits) < math.inf
         self._is_behind = False
         """Whether an idle connection has to go and there was no token to end it."""
@@ -62,7 +67,9 @@ class Upkeep(Generic[ConnectionT]):
         if (self._is_behind or table.missing_idle) and self._supply.queue.has_token:
             deadline = max(now, -math.inf if self._is_behind else self._not_before)
         if table.leased:
-            deadline = min(deadline, now + config.max_lease)
+            deadline = min(
+                deadline, now + config.max_lease, now + config.log_lease_over
+            )
         if table.idle:
             newest, oldest = table.idle[-1], table.idle[0]
             deadline = min(deadline, newest.expires_at)
@@ -81,7 +88,12 @@ class Upkeep(Generic[ConnectionT]):
         ]
         for slot in overdue:
             self._supply.revoke(slot)
-        return min(self._next_retirement(), self._next_revocation(), self._warm(now))
+        return min(
+            self._next_retirement(),
+            self._next_revocation(),
+            self._log_long_leases(now),
+            self._warm(now),
+        )
 
     def _next_retirement(self) -> float:
         # One that is behind waits for a token, not for the clock.
@@ -91,6 +103,20 @@ class Upkeep(Generic[ConnectionT]):
         leases = self._supply.table.leased.values()
         oldest = min((lease.granted_at for lease in leases), default=math.inf)
         return oldest + self._supply.config.max_lease
+
+    def _log_long_leases(self, now: float) -> float:
+        """Log those that are due, and say when the next one is."""
+        limit = self._supply.config.log_lease_over
+        next_at = math.inf
+        for lease in self._supply.table.leased.values():
+            if lease.is_logged:
+                continue
+            if now >= lease.granted_at + limit:
+                lease.is_logged = True
+                self._supply.record.held_long(lease, now)
+            else:
+                next_at = min(next_at, lease.granted_at + limit)
+        return next_at
 
     def _warm(self, now: float) -> float:
         supply = self._supply

@@ -206,7 +206,7 @@ class DrivenConnection(LendableConnection[Row]):
     def cancel(self) -> None:
         """Ask the server to stop what it does on this connection. Blocks."""
         if self._should_cancel():
-            self._link.cancel_sent = True
+            self._link.cancelling()
             super().cancel()
 
     @enable_ki_protection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+from collections.abc import Callable
 from typing import Any, Final, cast
 from weakref import ReferenceType, ref
 
@@ -29,6 +30,7 @@ class Link:
         "cancelled_queries",
         "home",
         "is_doomed",
+        "on_cancel",
         "poller",
         "streamed",
         "target",
@@ -39,12 +41,19 @@ class Link:
         self.cancel_timeout: float = CANCEL_TIMEOUT
         self.cancelled_queries: int = 0
         self.is_doomed: bool = False
+        self.on_cancel: Callable[[], None] | None = None
         self.poller: select.poll | None = None
         # Whether libpq is in single row mode, which only the next query ends.
         self.streamed: bool = False
         # Weak, or no connection would ever be collected but by the cycle collector.
         self.home: ReferenceType[BaseConnection[Any]] = ref(connection)
         self.target: ReferenceType[BaseConnection[Any]] = self.home
+
+    def cancelling(self) -> None:
+        """A cancel request is about to be sent."""
+        self.cancel_sent = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
     def notice(self, result: pq.abc.PGresult) -> None:
         """Pass a notice on to whose turn it is."""

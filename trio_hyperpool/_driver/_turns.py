@@ -157,7 +157,7 @@ class ViewTurns(Turns):
 
     async def request_cancel(self) -> None:
         """Send the server a cancel request."""
-        self.link.cancel_sent = True
+        self.link.cancelling()
         if not capabilities.has_cancel_safe():
             await trio.to_thread.run_sync(
                 self.pgconn.get_cancel().cancel, abandon_on_cancel=True

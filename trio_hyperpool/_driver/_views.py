@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Self, cast
 from weakref import ReferenceType, ref
 
@@ -166,6 +167,10 @@ class LendableConnection(AsyncConnection[Row]):
         One that arrives late would hit a query it was not meant for.
         """
         return self._link.cancel_sent
+
+    def watch(self, cancel_sent: Callable[[], None]) -> None:
+        """Call ``cancel_sent`` whenever a cancel request is sent, by any view."""
+        self._link.on_cancel = cancel_sent
 
     @property
     def cancelled_queries(self) -> int:
