@@ -35,7 +35,7 @@ class Event:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeaseRequested(Event):
-    """A task entered `Pool.lease`, and may have to wait."""
+    """A task entered `trio_hyperpool.Pool.lease`, and may have to wait."""
 
     lease: int
     task: str
@@ -167,7 +167,7 @@ class PoolClosing(Event):
 class Instrument(Protocol):
     """Is told what happens in the pools that it was added to.
 
-    See `Pool.add_instrument`; `trio.abc.Instrument` is the model.
+    See `trio_hyperpool.Pool.add_instrument`; `trio.abc.Instrument` is the model.
     """
 
     def happened(self, event: Event, /) -> None:

@@ -243,7 +243,8 @@ class Pool(Generic[ConnectionT]):
         logged. While there is none, telling costs nothing.
 
         Args:
-            instrument: has a method ``happened``, which takes an `Event`.
+            instrument: has a method ``happened``, which takes a
+                `~trio_hyperpool.telemetry.Event`.
 
         Raises:
             TypeError: it has not.
@@ -379,13 +380,12 @@ async def _running(
     the nursery waited for them can come out of it.
     """
     error: BaseException | None = None
-    bug: BaseException | None = None
+    tasks = Tasks()
+    supply = Supply(connector, config, tasks.spawn)
+    tasks.on_bug = supply.turn_away
+    upkeep = Upkeep(supply)
     try:
-        async with trio.open_nursery() as nursery:
-            tasks = Tasks(nursery)
-            supply = Supply(connector, config, tasks.spawn)
-            tasks.on_bug = supply.turn_away
-            upkeep = Upkeep(supply)
+        async with trio.open_nursery() as tasks.nursery:
             tasks.spawn(upkeep.run)
             try:
                 with tasks.body:
@@ -396,7 +396,6 @@ async def _running(
                 await supply.close(0 if error or tasks.bug else config.close_timeout)
             except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
                 error = error or raised
-            bug = tasks.bug
             tasks.end()
     except BaseExceptionGroup as group:
         error = group.exceptions[0]
@@ -406,8 +405,8 @@ async def _running(
             await supply.settle()
     except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
         error = error or raised
-    if bug is not None:
-        raise bug
+    if tasks.bug is not None:
+        raise tasks.bug
     if error is not None:
         raise error
 

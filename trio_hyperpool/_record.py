@@ -112,7 +112,8 @@ class Record:
         used = now - lease.granted_at
         self.counters.revoked += 1
         self.counters.use.add(used)
-        self._log_lease(lease, used, "a lease was revoked after")
+        # Its borrower gets an exception.
+        self._log_lease(lease, used, "a lease was revoked after", logging.INFO)
         if self.instruments:
             self._tell(LeaseRevoked(self._pool, now, lease.number, connection, used))
 
@@ -295,9 +296,15 @@ class Record:
             extra={"pool": self._pool},
         )
 
-    def _log_lease(self, lease: RecordedLease, seconds: float, what: str) -> None:
+    def _log_lease(
+        self,
+        lease: RecordedLease,
+        seconds: float,
+        what: str,
+        level: int = logging.WARNING,
+    ) -> None:
         self.log(
-            logging.WARNING,
+            level,
             f"{what} %.3g s, by %s, taken at %s",
             seconds,
             lease.task.name,
