@@ -166,7 +166,8 @@ def hyperds_of(tmp_path: Path) -> set[int]:
     found: set[int] = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if str(tmp_path) in path.read_text() and "hyperd" in path.read_text():
+            command = path.read_bytes()
+            if os.fsencode(tmp_path) in command and b"hyperd" in command:
                 found.add(int(path.parent.name))
     return found
 

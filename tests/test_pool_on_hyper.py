@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Generator
@@ -914,7 +915,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("options", "field"), BAD, ids=[f"{options}" for options, _ in BAD]
+    ("options", "field"),
+    BAD,
+    ids=[re.sub(" at 0x\\w+", "", f"{options}") for options, _ in BAD],
 )
 async def test_bad_input_is_refused_by_name_before_anything_is_opened(
     hyperd: Any, db: str, options: dict[str, Any], field: str
