@@ -90,7 +90,7 @@ class Lease(Generic[ConnectionT]):
         self._is_entered = True
         supply = self._supply
         self.task = current_task()
-        asked_at = trio.current_time()
+        asked_at = supply.now()
         record = supply.record
         if record.instruments:
             record.requested(self, asked_at)

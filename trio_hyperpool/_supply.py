@@ -96,6 +96,8 @@ class Supply(Generic[ConnectionT]):
         """How many of those that were cut off have been made good."""
         self._moves = trio.lowlevel.ParkingLot()
         self._spawn = spawn
+        # `trio.current_time` looks for the clock anew each time, four times a lease.
+        self.now: Callable[[], float] = trio.lowlevel.current_clock().current_time
 
     # For a lease, in its own task
 
@@ -121,7 +123,7 @@ class Supply(Generic[ConnectionT]):
         """Turn a token into a slot; if one has to be opened, the lease seeks it."""
         table = self.table
         while True:
-            claim, slot = table.granted(permit, lease, trio.current_time())
+            claim, slot = table.granted(permit, lease, self.now())
             if claim is not Claim.REUSE:
                 table.seekers.append(lease)
                 self._spawn(self._open, slot, lease)
@@ -191,7 +193,7 @@ class Supply(Generic[ConnectionT]):
         except BaseException:
             self._discard(slot, Reason.BROKEN)
             raise
-        now = trio.current_time()
+        now = self.now()
         lease.granted_at = now
         self.record.granted(lease, slot.number, asked_at, now)
         slot.leases += 1
@@ -201,7 +203,7 @@ class Supply(Generic[ConnectionT]):
 
     def take_back(self, lease: Borrower[ConnectionT], slot: Slot[ConnectionT]) -> None:
         """End the lease: its connection goes to whoever is next."""
-        now = trio.current_time()
+        now = self.now()
         self.record.ended(lease, slot.number, now)
         condition = self.steps.reclaim(slot, LeaseEndedError)
         self._route(slot, condition, self.table.returned(slot, condition, now), now)
@@ -211,7 +213,7 @@ class Supply(Generic[ConnectionT]):
         lease = self.table.leased[slot]
         lease.is_revoked = True
         if lease.granted_at < math.inf:  # else it is refused
-            self.record.revoked(lease, slot.number, trio.current_time())
+            self.record.revoked(lease, slot.number, self.now())
         condition = self.steps.reclaim(slot, LeaseRevokedError)
         if condition is Condition.BROKEN:
             self._discard(slot, Reason.REVOKED)
@@ -338,7 +340,7 @@ class Supply(Generic[ConnectionT]):
             raise
         else:
             self.failures_in_a_row = 0
-            table.opened(slot, trio.current_time())
+            table.opened(slot, self.now())
             self._made_ready(slot)
 
     def _open_failed(self, slot: Slot[ConnectionT], error: PoolError) -> None:
@@ -396,7 +398,7 @@ class Supply(Generic[ConnectionT]):
         if condition is Condition.CLEAN:
             # Half a check may have left more behind than can be seen.
             condition = Condition.DIRTY
-        now = trio.current_time()
+        now = self.now()
         self._route(slot, condition, self.table.returned(slot, condition, now), now)
 
     def _route(
@@ -416,7 +418,7 @@ class Supply(Generic[ConnectionT]):
             self._spawn(self._retire, slot)
 
     def _made_ready(self, slot: Slot[ConnectionT]) -> None:
-        now = trio.current_time()
+        now = self.now()
         # Kept now, it would be closed without a farewell, which is what makes the
         # server write what all of them committed.
         fate = Fate.RETIRE if self.queue.is_closed else self.table.cleaned(slot, now)
