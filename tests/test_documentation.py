@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -31,26 +32,29 @@ def blocks(language: str) -> list[ParameterSet]:
     return found
 
 
-@pytest.fixture
-async def usual_server(hyperd_path: Path) -> AsyncGenerator[None]:
+@contextlib.asynccontextmanager
+async def usual_server() -> AsyncGenerator[None]:
     """A server where examples expect one: ``localhost:7483``."""
-    async with open_hyperd(hyperd_path, tcp=True, port=7483):
+    async with open_hyperd(tcp=True, port=7483):
         yield
 
 
+@pytest.mark.xdist_group("port 7483")
 @pytest.mark.parametrize("code", blocks("python"))
 async def test_python(
-    code: str, usual_server: None, tmp_path: Path, pytester: pytest.Pytester
+    code: str, hyperd_path: Path, tmp_path: Path, pytester: pytest.Pytester
 ) -> None:
     if "def test_" in code:
         pytester.makepyfile(code)
         pytester.runpytest_subprocess().assert_outcomes(passed=code.count("def test_"))
         return
-    done = await trio.run_process(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=tmp_path,
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
+    needs_server = "localhost:7483" in code
+    async with usual_server() if needs_server else contextlib.nullcontext():
+        done = await trio.run_process(
+            [sys.executable, "-W", "error", "-c", code],
+            cwd=tmp_path,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr.decode()
