@@ -11,7 +11,13 @@ import socket
 import threading
 import time
 import types
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+)
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any

@@ -116,9 +116,21 @@ async def test_a_ping_that_is_answered_by_an_error_raises_it() -> None:
 async def test_a_replication_stream_leaves_the_connection_busy() -> None:
     async with connected() as (server, conn):
         server.script["START_REPLICATION"] = COPY_BOTH, b"I"
-        with pytest.raises(psycopg.Error):
+        with pytest.raises(errors.NotSupportedError, match="replication stream"):
             await conn.execute("START_REPLICATION")
         assert conn.is_busy
+
+
+async def test_an_exception_is_not_replaced_by_what_cannot_be_drained_after_it() -> (
+    None
+):
+    async with connected() as (server, conn):
+        server.script["START_REPLICATION"] = COPY_BOTH, b"I"
+        with pytest.raises(ValueError, match="mine"):
+            async with conn.lock:
+                conn.pgconn.send_query(b"START_REPLICATION")
+                raise ValueError("mine")
+        assert not conn.lock.is_taken
 
 
 # Transactions

@@ -86,7 +86,9 @@ def test_a_hyperd_that_does_not_start_is_an_error_of_its_fixture(
     pytester.makepyfile(USES_HYPERD)
     outcome = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     outcome.assert_outcomes(errors=1)
-    outcome.stdout.fnmatch_lines(["*HyperdError: hyperd did not start*", "*no licence*"])
+    outcome.stdout.fnmatch_lines(
+        ["*HyperdError: hyperd did not start*", "*no licence*"]
+    )
 
 
 def test_an_application_uses_the_plug_in_by_its_name(pytester: pytest.Pytester) -> None:

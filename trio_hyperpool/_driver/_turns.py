@@ -14,8 +14,6 @@ from psycopg import capabilities, errors, pq
 from psycopg.abc import PQGen
 from trio.lowlevel import enable_ki_protection
 
-from trio_hyperpool._errors import LeaseError
-
 from ._draining import drain
 from ._link import Link, abort
 from ._states import ACTIVE, BAD, PIPELINE_OFF
