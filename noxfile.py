@@ -48,14 +48,6 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-def coverage(session: nox.Session) -> None:
-    """Report what the tests have covered, on all Pythons together."""
-    session.install("coverage")
-    session.run("coverage", "combine")
-    session.run("coverage", "report")
-
-
-@nox.session
 @nox.parametrize("psycopg", ["lowest", "newest", "pure"])
 def drivers(session: nox.Session, psycopg: str) -> None:
     """Test the driver on the lowest and newest psycopg and trio, and without C."""
@@ -78,7 +70,15 @@ def drivers(session: nox.Session, psycopg: str) -> None:
         for pattern in ("test_driver*.py", "test_hyper_*.py")
         for path in Path("tests").glob(pattern)
     )
-    run_tests(session, "pytest", *tests, env=env)
+    run_tests(session, "coverage", "run", "-m", "pytest", *tests, env=env)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Report what the tests have covered, on all Pythons and drivers together."""
+    session.install("coverage")
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
 
 
 @nox.session

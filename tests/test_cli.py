@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from trio_hyperpool import CreateMode, open_pool
+from trio_hyperpool import CreateMode, HyperConnection, Pool, _demo, open_pool
 
 pytestmark = [pytest.mark.hyperd, pytest.mark.usefixtures("hyperd_path")]
 
@@ -82,7 +83,20 @@ def file(shell: Shell) -> str:
     return "x.hyper"
 
 
+def test_importing_it_runs_nothing() -> None:
+    assert importlib.import_module("trio_hyperpool.__main__").main is not None
+
+
 # demo
+
+
+async def test_where_the_system_does_not_tell_the_load_the_demo_does_not_either(
+    hyper_pool: Pool[HyperConnection],
+) -> None:
+    said: list[str] = []
+    await _demo._cancel(hyper_pool, -1, said.append)
+    assert len(said) == 2
+    assert "SELECT 6 * 7 is 42." in said[1]
 
 
 @pytest.mark.slow

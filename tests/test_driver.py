@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import itertools
 import logging
 import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import types
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+)
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,11 +29,14 @@ import trio.testing
 from psycopg import errors, pq
 from psycopg.rows import dict_row
 
-from trio_hyperpool._driver import TrioConnection
-from trio_hyperpool._driver._connecting import attempts_of
+from trio_hyperpool._driver import TrioConnection, _views, _waiting
+from trio_hyperpool._driver._connecting import attempts_of, first_to_connect
+from trio_hyperpool._driver._driving import _WaitTimeout
 from trio_hyperpool._driver._turns import ViewTurns
-from trio_hyperpool._driver._waiting import EITHER, wait_ready
+from trio_hyperpool._driver._waiting import EITHER, READABLE, WRITABLE, wait_ready
+from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._errors import LeaseEndedError, LeaseError, LeaseRevokedError
+from trio_hyperpool._server import open_hyperd
 
 pytestmark = pytest.mark.hyperd
 
@@ -112,6 +123,86 @@ async def test_fetch_value_does_not_mind_the_row_factory(
     assert await conn.fetch_one("select 1 as a") == {"a": 1}
     assert await conn.fetch_value("select 1 as a") == 1
     await conn.close()
+
+
+async def test_a_connection_is_made_with_the_cursors_and_adapters_asked_for(
+    conninfo: dict[str, str],
+) -> None:
+    mine = psycopg.adapt.AdaptersMap(psycopg.adapters)
+    mine.register_loader("int4", psycopg.types.string.TextLoader)
+    conn = await connect(
+        conninfo, cursor_factory=psycopg.AsyncClientCursor, context=Context(mine)
+    )
+    assert type(conn.cursor()) is psycopg.AsyncClientCursor
+    assert await conn.fetch_value("select %s::int", [1]) == "1"
+    # A copy: what is registered here is nobody else's.
+    before = mine.get_loader(23, pq.Format.TEXT)
+    conn.adapters.register_loader("int4", psycopg.types.numeric.IntLoader)
+    assert await conn.fetch_value("select 1") == 1
+    assert mine.get_loader(23, pq.Format.TEXT) is before
+    await conn.close()
+
+
+class Context:
+    """As much of psycopg's ``AdaptContext`` as is asked for."""
+
+    connection = None
+
+    def __init__(self, adapters: psycopg.adapt.AdaptersMap) -> None:
+        self.adapters = adapters
+
+
+async def test_waiting_for_notifications_ends_in_time_or_when_cancelled(
+    conn: Connection,
+) -> None:
+    assert [_ async for _ in conn.notifies(timeout=0.05)] == []
+    for timeout in (None, 10.0):
+        with trio.move_on_after(0.05) as scope:
+            async for _ in conn.notifies(timeout=timeout):
+                pytest.fail("Hyper has none")
+        assert scope.cancelled_caught
+        await assert_good_as_new(conn)
+    # There was nothing to stop.
+    assert not conn.cancel_sent
+
+
+async def test_a_timed_wait_resumes_its_generator_after_each_interval(
+    conn: Connection,
+) -> None:
+    resumed: list[int] = []
+
+    def listening() -> Generator[Any, int, None]:
+        while True:
+            resumed.append((yield READABLE))
+
+    began = trio.current_time()
+    with pytest.raises(_WaitTimeout):
+        await conn.wait(listening(), interval=0.02, timeout=0.1)
+    assert 0.1 <= trio.current_time() - began < 1
+    assert set(resumed) == {0}
+    assert 1 < len(resumed) <= 5
+
+
+async def test_a_pipeline_in_a_pipeline_is_part_of_it(conn: Connection) -> None:
+    async with conn.pipeline() as outer:
+        async with conn.pipeline() as inner:
+            assert inner is outer
+            cursor = await conn.execute("select 1")
+        # Left, it has synchronised; the mode is the outer one's.
+        assert conn.pgconn.pipeline_status == pq.PipelineStatus.ON
+        assert await cursor.fetchone() == (1,)
+    await assert_good_as_new(conn)
+
+
+async def test_a_pipeline_that_cannot_be_left_closes_the_connection(
+    conn: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(psycopg.OperationalError, match="cannot exit pipeline mode"):
+        async with conn.pipeline():
+            # Past psycopg's own cursor.copy(), which refuses that.
+            await conn.execute("copy (select 1) to stdout with (format text)")
+    assert conn.closed
+    assert "could not be left" in caplog.text
 
 
 async def test_ping_raises_if_the_connection_is_closed(conn: Connection) -> None:
@@ -419,6 +510,32 @@ async def test_cancelling_counts_and_marks_the_connection(conn: Connection) -> N
     assert conn.cancelled_queries == 1
 
 
+async def test_a_pipeline_left_in_a_cancelled_scope_raises_when_it_is_left(
+    conn: Connection,
+) -> None:
+    with trio.CancelScope() as scope:
+        async with conn.pipeline():
+            await conn.execute("select 1")
+            scope.cancel()
+        pytest.fail("that was a checkpoint")
+    assert scope.cancelled_caught
+    await assert_good_as_new(conn)
+
+
+async def test_a_sync_that_was_not_sent_when_the_cancellation_came_costs_nothing(
+    conn: Connection,
+) -> None:
+    with trio.CancelScope() as scope:
+        async with conn.pipeline() as pipeline:
+            # Long since another task had a turn: it gets one before anything is sent.
+            time.sleep(0.01)  # noqa: ASYNC251
+            trio.lowlevel.add_instrument(CancelAtStep(scope, 1))
+            await pipeline.sync()
+    assert scope.cancelled_caught
+    assert not conn.cancel_sent
+    await assert_good_as_new(conn)
+
+
 async def test_cancelled_before_it_starts_a_query_sends_nothing(
     conn: Connection,
 ) -> None:
@@ -512,6 +629,81 @@ async def test_the_blocking_cancel_works_from_a_thread(conn: Connection) -> None
     assert conn.cancel_sent
 
 
+async def test_a_cancel_request_that_nobody_takes_has_its_deadline(
+    conninfo: dict[str, str],
+) -> None:
+    async with half_dead_server(conninfo) as server:
+        conn = await connect(server.conninfo, sslmode="disable")
+        server.is_alive = False
+        with pytest.raises(errors.CancellationTimeout):
+            await conn.cancel_safe(timeout=0.1)
+        await conn.close()
+
+
+async def test_a_cancel_request_that_is_refused_raises(
+    conninfo: dict[str, str],
+) -> None:
+    async with half_dead_server(conninfo) as server:
+        conn = await connect(server.conninfo, sslmode="disable")
+    with pytest.raises(psycopg.OperationalError, match="cancellation failed"):
+        await conn.cancel_safe()
+    await conn.close()
+
+
+async def test_over_tls_a_query_can_be_cancelled(
+    hyperd_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key.pem").touch(mode=0o600)
+    (tmp_path / "key.pem").write_text(KEY)
+    (tmp_path / "cert.pem").write_text(CERTIFICATE)
+    parameters = {
+        "ssl_key": str(tmp_path / "key.pem"),
+        "ssl_certificate": str(tmp_path / "cert.pem"),
+    }
+    async with open_hyperd(tcp=True, parameters=parameters) as hyperd:
+        info: Any = parse_endpoint(hyperd.endpoint).conninfo()
+        conn = await connect({**info, "user": hyperd.user}, sslmode="require")
+        assert conn.pgconn.ssl_in_use
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _() -> None:
+                with pytest.raises(errors.QueryCanceled):
+                    await conn.execute(LONG)
+
+            await trio.sleep(0.1)
+            # Whichever way the server hangs up on it.
+            await conn.cancel_safe()
+        with trio.move_on_after(0.1) as scope:
+            await conn.execute(LONG)
+        assert scope.cancelled_caught
+        await assert_good_as_new(conn)
+        await conn.close()
+
+
+# For nothing but the tests above: whoever has it can read what they send to themselves.
+KEY = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgUqlZIo/1ayCEH8ke
+1Tiwes8WRstp6wHtuLy3ibStDWmhRANCAATafDI5weqSKc6MnSHaWTCm0LihveVd
+qAOZILCafz3XlvNrA+OJ4+hwS2tcP2DJPzpG3KjQLXEuNZAw35Dbe3IT
+-----END PRIVATE KEY-----
+"""
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBfzCCASWgAwIBAgIUZpI3BMiimrxkxrJjx43QLYC3dh0wCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNDAyNTY0OVoYDzIxMjYxMDMx
+MDI1NjQ5WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAATafDI5weqSKc6MnSHaWTCm0LihveVdqAOZILCafz3XlvNrA+OJ4+hw
+S2tcP2DJPzpG3KjQLXEuNZAw35Dbe3ITo1MwUTAdBgNVHQ4EFgQUzpK14YgHHHUQ
+Sio53FzBqNC3sW8wHwYDVR0jBBgwFoAUzpK14YgHHHUQSio53FzBqNC3sW8wDwYD
+VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEAiPZHo8IcIzWSTQlugESL
+M2hHyUTkmzC3+fPC/GJwQRMCIEjHRz3ZUJ4Ml4omfNNweoS12K7v56jelID1A5J4
+qKOe
+-----END CERTIFICATE-----
+"""
+
+
 async def test_without_libpq_17_the_cancel_request_goes_by_a_thread(
     conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,6 +747,30 @@ async def test_a_copy_out_left_early_is_drained_or_stopped(
     assert conn.cancel_sent == is_stopped
 
 
+async def test_a_copy_out_left_early_on_a_silent_server_raises(
+    conninfo: dict[str, str],
+) -> None:
+    async with half_dead_server(conninfo) as server:
+        conn = await connect(server.conninfo, sslmode="disable")
+        conn.cancel_timeout = 0.2
+        copying = conn.cursor().copy(f"copy ({MANY}) to stdout with (format text)")
+        with pytest.raises(psycopg.OperationalError, match="did not end"):
+            async with copying as copy:
+                await copy.read()
+                server.is_alive = False
+        assert conn.closed
+
+
+async def test_closing_a_named_cursor_that_is_gone_raises(conn: Connection) -> None:
+    cursor = conn.cursor("named", withhold=True)
+    await cursor.execute("select 1")
+    await conn.execute("close named")
+    with pytest.raises(psycopg.ProgrammingError, match="named"):
+        await cursor.close()
+    cursor._closed = True  # or psycopg would warn
+    await assert_good_as_new(conn)
+
+
 async def test_a_stream_left_early_is_stopped(conn: Connection) -> None:
     async with aclosing(stream(conn, MANY)) as rows:
         async for _ in rows:
@@ -580,6 +796,55 @@ async def test_a_wait_for_readable_or_writable_raises_a_single_cancelled(
     assert await wait_ready(left.fileno(), EITHER) == 1
     left.close()
     right.close()
+
+
+@pytest.mark.parametrize("look", [_waiting._poll, _waiting._select])
+def test_both_ways_to_look_at_a_socket_see_the_same(
+    look: Callable[[int, int], int],
+) -> None:
+    left, right = socket.socketpair()
+    left.setblocking(False)
+    fd = left.fileno()
+    with left, right:
+        assert [look(fd, want) for want in (READABLE, WRITABLE, EITHER)] == [0, 2, 2]
+        right.send(b"x")
+        assert [look(fd, want) for want in (READABLE, WRITABLE, EITHER)] == [1, 2, 3]
+        with suppress(BlockingIOError):
+            while True:
+                left.send(b"x" * 65536)
+        assert [look(fd, want) for want in (READABLE, WRITABLE, EITHER)] == [1, 0, 1]
+        right.close()
+        # What that means is for libpq to find out, in whichever way it wants to.
+        assert [look(fd, want) for want in (READABLE, WRITABLE, EITHER)] == [1, 2, 3]
+
+
+def test_what_select_finds_exceptional_is_for_libpq_to_look_at() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        left = socket.create_connection(listener.getsockname())
+        right, _ = listener.accept()
+    with left, right:
+        right.send(b"!", socket.MSG_OOB)
+        assert _waiting._select(left.fileno(), READABLE) == READABLE
+
+
+async def test_where_there_is_no_poll_select_does_as_well(
+    conninfo: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = types.SimpleNamespace(platform="win32")
+    monkeypatch.setattr(_waiting, "sys", windows)
+    monkeypatch.setattr(_views, "sys", windows)
+    async with half_dead_server(conninfo) as server:
+        conn = await connect(server.conninfo, sslmode="disable")
+        assert len(await conn.fetch_all(SOME)) == 60_000
+        assert conn.looks_alive()
+        with trio.move_on_after(0.1) as scope:
+            await conn.execute(LONG)
+        assert scope.cancelled_caught
+        await assert_good_as_new(conn)
+        assert conn.looks_alive()
+    await trio.sleep(0.05)
+    assert not conn.looks_alive()
+    await conn.close()
 
 
 class CancelAtStep(trio.abc.Instrument):
@@ -883,6 +1148,18 @@ async def test_several_hosts_are_tried_in_order_and_all_failures_are_told(
         assert "127.0.0.2" in str(caught.value)
 
 
+async def test_a_socket_that_cannot_be_waited_for_is_a_failed_connection() -> None:
+    tried: list[str] = []
+
+    def connecting(conninfo: str) -> Generator[tuple[int, Any], Any, None]:
+        tried.append(conninfo)
+        yield 1_000_000, READABLE  # no such file is open
+
+    with pytest.raises(psycopg.OperationalError, match="connection failed"):
+        await first_to_connect({"host": "/one,/other"}, connecting)
+    assert len(tried) == 2
+
+
 async def test_names_of_hosts_are_resolved_by_trio(
     conninfo: dict[str, str],
 ) -> None:
@@ -988,6 +1265,26 @@ async def test_a_transaction_on_a_lost_connection_does_not_look_committed(
             conn.abort()
 
 
+async def test_a_transaction_block_may_close_the_connection(conn: Connection) -> None:
+    async with conn.transaction() as transaction:
+        await conn.execute("select 1")
+        await conn.close()
+    assert transaction.status is transaction.Status.FAILED
+
+
+async def test_a_forced_rollback_that_gets_no_answer_raises(
+    conninfo: dict[str, str],
+) -> None:
+    async with half_dead_server(conninfo) as server:
+        conn = await connect(server.conninfo, sslmode="disable")
+        conn.cancel_timeout = 0.2
+        with pytest.raises(psycopg.OperationalError, match="did not end"):
+            async with conn.transaction(force_rollback=True):
+                await conn.execute("select 1")
+                server.is_alive = False
+        assert conn.closed
+
+
 # The connection's own block
 
 
@@ -1013,13 +1310,36 @@ async def test_its_own_block_closes_it_when_cancelled(
     assert conn.closed
 
 
-async def test_close_wakes_a_task_that_waits(conn: Connection) -> None:
+async def test_an_exception_in_its_own_block_is_not_replaced_by_a_failed_rollback(
+    conninfo: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with half_dead_server(conninfo) as server:
+        conn = await connect(server.conninfo, sslmode="disable", autocommit=False)
+        conn.cancel_timeout = 0.2
+        with pytest.raises(ValueError, match="mine"):
+            async with conn:
+                await conn.execute("select 1")
+                server.is_alive = False
+                raise ValueError("mine")
+        assert conn.closed
+        assert "ignored in rolling back" in caplog.text
+
+
+async def listen(conn: Connection) -> None:
+    async for _ in conn.notifies(timeout=10):
+        pytest.fail("Hyper has none")
+
+
+@pytest.mark.parametrize("scenario", [in_a_query, listen], ids=sentence)
+async def test_close_wakes_a_task_that_waits(
+    conn: Connection, scenario: Scenario
+) -> None:
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def _() -> None:
             with pytest.raises(psycopg.OperationalError, match="closed"):
-                await conn.execute(LONG)
+                await scenario(conn)
 
         await trio.sleep(0.1)
         await conn.close()
@@ -1062,6 +1382,8 @@ async def test_a_view_is_a_connection_until_it_ends(conn: Connection) -> None:
     assert view.closed
     assert not view.broken
     assert "BAD" in repr(view)
+    # What looks whether an object has some feature of Python's finds that it has not.
+    assert inspect.unwrap(view.pgconn) is view.pgconn  # type: ignore[arg-type]
     assert await cursor.fetchone() == (1,)
     assert len(await cursor.fetchall()) == 59_999
     await assert_good_as_new(conn)
@@ -1136,6 +1458,19 @@ async def test_blocks_of_an_ended_view_raise_when_they_end(conn: Connection) -> 
         async with view.pipeline():
             assert not view.end(LeaseEndedError)
     conn.abort()
+
+
+@pytest.mark.parametrize("is_forced", [True, False])
+async def test_a_rollback_that_is_wanted_on_an_ended_view_raises(
+    conn: Connection, *, is_forced: bool
+) -> None:
+    view = conn.lend()
+    with pytest.raises(LeaseEndedError):
+        async with view.transaction(force_rollback=is_forced):
+            await view.execute("select 1")
+            view.end(LeaseEndedError)
+            if not is_forced:
+                raise psycopg.Rollback
 
 
 async def test_an_exception_in_a_block_of_an_ended_view_stays_that_exception(

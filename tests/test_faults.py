@@ -63,8 +63,14 @@ def directory() -> Generator[str]:
         yield path
 
 
+@pytest.fixture(scope="module")
+def hyperd(own_hyperd: Any) -> Any:
+    """A server for this module: faults leave it with sessions that it ends slowly."""
+    return own_hyperd
+
+
 @pytest.fixture
-async def own_hyperd(hyperd_path: Path) -> AsyncGenerator[Hyperd]:
+async def brief_hyperd(hyperd_path: Path) -> AsyncGenerator[Hyperd]:
     """A server for one test, which may keep queries whose clients have vanished.
 
     It takes seconds to notice that.
@@ -331,10 +337,10 @@ async def test_an_after_release_that_hangs_costs_its_connection_only(
 
 
 async def test_a_lease_held_too_long_is_revoked_in_the_middle_of_its_query(
-    own_hyperd: Hyperd, db: str
+    brief_hyperd: Hyperd, db: str
 ) -> None:
     async with open_pool(
-        own_hyperd.endpoint,
+        brief_hyperd.endpoint,
         db,
         create_mode=IF_NOT_EXISTS,
         max_size=1,
@@ -356,7 +362,7 @@ async def test_a_lease_held_too_long_is_revoked_in_the_middle_of_its_query(
 
 
 async def test_a_task_that_holds_on_does_not_keep_the_pool_from_closing(
-    own_hyperd: Hyperd, db: str
+    brief_hyperd: Hyperd, db: str
 ) -> None:
     async def hold(
         pool: Pool[HyperConnection], *, task_status: trio.TaskStatus[None]
@@ -368,7 +374,7 @@ async def test_a_task_that_holds_on_does_not_keep_the_pool_from_closing(
 
     async with trio.open_nursery() as nursery:
         async with open_pool(
-            own_hyperd.endpoint, db, create_mode=IF_NOT_EXISTS, **SHORT
+            brief_hyperd.endpoint, db, create_mode=IF_NOT_EXISTS, **SHORT
         ) as pool:
             for _ in range(3):
                 await nursery.start(hold, pool)
@@ -550,9 +556,9 @@ async def test_quiesce_on_a_frozen_wire_says_that_it_is_not_certain(
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4])
 async def test_a_reset_in_queries_is_an_error_in_each_and_the_pool_goes_on(
-    own_hyperd: Hyperd, db: str, count: int
+    brief_hyperd: Hyperd, db: str, count: int
 ) -> None:
-    async with wired_pool(own_hyperd, db, max_size=8) as (wire, pool):
+    async with wired_pool(brief_hyperd, db, max_size=8) as (wire, pool):
 
         async def ask() -> None:
             with pytest.raises(psycopg.OperationalError):
@@ -632,10 +638,10 @@ async def test_a_slow_wire_slows_leases_down_and_breaks_none(
 
 @pytest.mark.slow
 async def test_a_wire_that_fails_at_random_leaves_nothing_behind(
-    own_hyperd: Hyperd, db: str
+    brief_hyperd: Hyperd, db: str
 ) -> None:
     files = open_files()
-    async with wired_pool(own_hyperd, db, max_size=4) as (wire, pool):
+    async with wired_pool(brief_hyperd, db, max_size=4) as (wire, pool):
         is_over = False
         answers = 0
 

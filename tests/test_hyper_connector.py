@@ -120,6 +120,27 @@ async def test_do_not_create_opens_what_exists(make: Make, exists: bool) -> None
         assert connector.path in str(caught.value)
 
 
+async def test_a_database_that_is_created_just_when_it_was_refused_is_opened(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = make()
+    opening = connector._open
+
+    async def open_late(dbname: str, password: str | None) -> HyperConnection[Any]:
+        if not dbname:
+            await make(CreateMode.CREATE).prepare()
+        return await opening(dbname, password)
+
+    monkeypatch.setattr(connector, "_open", open_late)
+    connection = await connector.connect()
+    assert await connection.fetch_value("SELECT current_database()") == connector.path
+    # The ATTACH was ours: to the borrower the session is a new one.
+    view = connector.lend(connection)
+    assert connector.reclaim(connection, view, LeaseEndedError) is Condition.CLEAN
+    assert connection.session_traces.aliases == []
+    await connector.close(connection)
+
+
 async def test_create_wants_nothing_to_be_there(make: Make) -> None:
     await make(CreateMode.CREATE).prepare()
     with pytest.raises(ConnectError, match="exists") as caught:
@@ -381,6 +402,18 @@ async def test_reclaim_tells_what_is_cancelled_or_broken(opened: Any) -> None:
     connector.discard(connection)
     with pytest.raises(LeaseEndedError):
         await piping.__aexit__(None, None, None)
+
+
+async def test_what_is_left_in_pipeline_mode_by_libpq_itself_is_not_cleaned(
+    opened: Any,
+) -> None:
+    connector, connection = await opened()
+    view = connector.lend(connection)
+    view.pgconn.enter_pipeline_mode()
+    assert connector.reclaim(connection, view, LeaseEndedError) is Condition.DIRTY
+    with pytest.raises(psycopg.OperationalError, match="not idle"):
+        await connector.clean(connection)
+    connector.discard(connection)
 
 
 async def test_a_probe_passes_on_a_live_connection_and_raises_on_a_dead_one(

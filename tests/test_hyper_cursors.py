@@ -210,6 +210,15 @@ async def test_a_named_cursor_is_refused_in_a_pipeline_that_came_later(
         assert len(await cursor.fetchall()) == 9
 
 
+async def test_a_named_cursor_scrolls(conn: Connection) -> None:
+    async with conn.cursor("c", withhold=True, scrollable=True) as cursor:
+        await cursor.execute("SELECT a FROM generate_series(1, 9) t(a)")
+        await cursor.scroll(2)
+        assert await cursor.fetchone() == (3,)
+        await cursor.scroll(4)
+        assert await cursor.fetchall() == [(8,), (9,)]
+
+
 needs_libpq_17 = pytest.mark.skipif(
     pq.version() < 170000, reason="chunks need libpq 17"
 )

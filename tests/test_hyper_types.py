@@ -401,6 +401,23 @@ async def test_what_hyper_cannot_hold_is_refused_before_it_is_sent(
 
 
 @pytest.mark.parametrize("kind", ["text", "bytes", "list", "json"])
+class Padded(str):
+    __slots__ = ()
+
+
+class PaddedDumper(psycopg.types.string.StrDumper):
+    oid = 1042
+
+
+async def test_a_list_of_a_type_that_has_no_array_is_refused_before_it_is_sent(
+    conn: Connection,
+) -> None:
+    conn.adapters.register_dumper(Padded, PaddedDumper)
+    assert await conn.fetch_value("SELECT %s", [Padded("a")]) == "a"
+    with pytest.raises(psycopg.NotSupportedError, match="no array"):
+        await conn.fetch_value("SELECT %s", [[Padded("a")]])
+
+
 async def test_a_value_too_long_for_a_literal_is_bound_by_the_server(
     conn: Connection, kind: str
 ) -> None:

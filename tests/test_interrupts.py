@@ -154,7 +154,8 @@ def start(tmp_path: Path, body: str, delay: float) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={
-            **os.environ,
+            # Where an interrupt meets coverage's own clean-up is no matter of ours.
+            **{k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")},
             "TMPDIR": str(tmp_path),
             "PYTHONPATH": os.pathsep.join(sys.path),
         },

@@ -58,6 +58,39 @@ async def test_a_pool_that_does_not_finish_cleaning_is_not_at_rest(
         await assert_at_rest(pool)
 
 
+USES_HYPERD = """
+    def test_it(hyperd):
+        assert hyperd.endpoint
+"""
+
+
+def test_without_a_hyperd_its_fixture_skips(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPERD_PATH", str(pytester.path / "nowhere"))
+    pytester.makeconftest('pytest_plugins = ["trio_hyperpool.testing"]')
+    pytester.makepyfile(USES_HYPERD)
+    outcome = pytester.runpytest_subprocess("-rs", "-p", "no:cacheprovider")
+    outcome.assert_outcomes(skipped=1)
+    outcome.stdout.fnmatch_lines(["SKIPPED*HYPERD_PATH=*nowhere*"])
+
+
+def test_a_hyperd_that_does_not_start_is_an_error_of_its_fixture(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = pytester.path / "hyperd"
+    program.write_text("#!/bin/sh\necho no licence >&2\nexit 1\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("HYPERD_PATH", str(program))
+    pytester.makeconftest('pytest_plugins = ["trio_hyperpool.testing"]')
+    pytester.makepyfile(USES_HYPERD)
+    outcome = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    outcome.assert_outcomes(errors=1)
+    outcome.stdout.fnmatch_lines(
+        ["*HyperdError: hyperd did not start*", "*no licence*"]
+    )
+
+
 def test_an_application_uses_the_plug_in_by_its_name(pytester: pytest.Pytester) -> None:
     pytester.makeconftest('pytest_plugins = ["trio_hyperpool.testing"]')
     pytester.makepyfile(

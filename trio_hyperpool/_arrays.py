@@ -71,8 +71,7 @@ class ListDumper(RecursiveDumper):
 
     def upgrade(self, obj: Any, format: PyFormat) -> Dumper:  # noqa: A002 - psycopg's
         """Give the dumper for lists of such elements."""
-        if not (oid := self._find_element_oid(obj)):
-            return self
+        oid = self._find_element_oid(obj)
         dumper = _TypedListDumper(self.cls, self._tx)
         dumper.element_oid = oid
         dumper.oid = _ARRAYS[oid][0]

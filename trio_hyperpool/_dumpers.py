@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import uuid
+from abc import abstractmethod
 from decimal import Decimal
 from typing import Any, ClassVar, Final
 
@@ -65,12 +66,12 @@ class TypedDumper(Dumper):
 
     type_name: ClassVar[bytes]
 
+    @abstractmethod
+    def dump(self, obj: Any) -> bytes: ...
+
     def quote(self, obj: Any) -> bytes:
         """Write the value as a literal with its type."""
-        value = self.dump(obj)
-        if value is None:
-            return b"NULL"
-        return b"%b::%b" % (quote_text(bytes(value)), self.type_name)
+        return b"%b::%b" % (quote_text(self.dump(obj)), self.type_name)
 
 
 class StrDumper(Dumper):

@@ -58,7 +58,7 @@ class HyperConnector:
         config: whose ``endpoint`` says where a server listens.
 
     Raises:
-        ValueError: if there is no endpoint, or the path is not valid Unicode.
+        ValueError: if there is no endpoint.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -67,12 +67,6 @@ class HyperConnector:
         self._config = config
         self._endpoint = parse_endpoint(config.endpoint)
         path = os.fspath(config.database)
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"database: a path that is valid Unicode is allowed, not {path!r}"
-            ) from None
         # To the server each spelling of a path is a file of its own, which it
         # then finds locked by itself.
         self._path = os.path.realpath(path) if self._endpoint.is_local else path
@@ -229,7 +223,8 @@ class HyperConnector:
             psycopg.OperationalError: if the connection is not idle afterwards.
         """
         await connection.rollback()
-        if connection.pgconn.transaction_status != _IDLE:
+        pgconn = connection.pgconn
+        if pgconn.transaction_status != _IDLE or pgconn.pipeline_status:
             raise OperationalError("the connection is not idle after a rollback")
 
     async def close(self, connection: HyperConnection[Any], /) -> None:

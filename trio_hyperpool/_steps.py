@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import trio
 from trio.lowlevel import disable_ki_protection
@@ -71,8 +71,8 @@ class Steps(Generic[ConnectionT]):
             with scope:
                 if isinstance(check, HealthCheck):
                     await self._connector.probe(view, check)
-                elif callable(check):
-                    await _call_user(check, view)
+                else:
+                    await _call_user(cast("Hook", check), view)
         except Exception as error:  # noqa: BLE001 - whatever a driver raises
             failure = error
         condition = self.reclaim(slot, LeaseEndedError)

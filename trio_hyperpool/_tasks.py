@@ -24,7 +24,8 @@ class Tasks:
         """Around the block of the pool."""
         self.bug: BaseException | None = None
         """The first thing that one of them raised."""
-        self.on_bug: Callable[[], None] | None = None
+        self.on_bug: Callable[[], None]
+        """What else a bug brings about; to be set before the first task starts."""
         # They run in the context of `open_pool`, not in that of the borrower who
         # happens to need one.
         self._context = contextvars.copy_context()
@@ -57,8 +58,7 @@ class Tasks:
                 raise
             except BaseException as bug:  # noqa: BLE001 - comes out of the pool's block
                 self.bug = self.bug or bug
-                if self.on_bug is not None:
-                    self.on_bug()
+                self.on_bug()
                 self.body.cancel()
             finally:
                 self._scopes.discard(scope)

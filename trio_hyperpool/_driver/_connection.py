@@ -107,8 +107,8 @@ class TrioConnection(DrivenConnection[Row]):
         async with self._turns:
             self._check_connection_ok()
             await self._leave_row_mode()
-            if (pipeline := self._pipeline) is None:
-                pipeline = self._pipeline = Pipeline(self)
+        if (pipeline := self._pipeline) is None:
+            pipeline = self._pipeline = Pipeline(self)
         try:
             async with pipeline:
                 yield pipeline

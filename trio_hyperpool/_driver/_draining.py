@@ -22,9 +22,10 @@ def drain(pgconn: pq.abc.PGconn) -> PQGen[None]:
         if result is None:
             continue
         if result.status == pq.ExecStatus.COPY_IN:
-            while not pgconn.put_copy_end(b"cancelled by the client"):
+            is_queued = 0
+            while not is_queued:
+                is_queued = pgconn.put_copy_end(b"cancelled by the client")
                 yield from generators.send(pgconn)
-            yield from generators.send(pgconn)
         elif result.status == pq.ExecStatus.COPY_OUT:
             yield from _drain_copy(pgconn)
         elif result.status == pq.ExecStatus.COPY_BOTH:

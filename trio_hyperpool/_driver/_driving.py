@@ -137,8 +137,8 @@ class DrivenConnection(LendableConnection[Row]):
         pgconn = self.pgconn
         is_active = pgconn.transaction_status == ACTIVE
         try:
-            if pgconn.pipeline_status != PIPELINE_OFF:
-                await self._leave_pipeline(gen)
+            if pgconn.pipeline_status != PIPELINE_OFF and self._pipeline is not None:
+                await self._leave_pipeline(gen, self._pipeline)
             elif is_active:
                 result = await self._turns.carry_through(
                     gen, patience=0.0, is_waiting=True
@@ -155,12 +155,12 @@ class DrivenConnection(LendableConnection[Row]):
             await self._finish_off(gen)
         raise interruption
 
-    async def _leave_pipeline(self, gen: PQGen[Any]) -> None:
+    async def _leave_pipeline(
+        self, gen: PQGen[Any], pipeline: psycopg.AsyncPipeline
+    ) -> None:
         # Expecting no more results comes first, or it would go on in a finally. It is
         # not to be resumed, as it may still have much to send.
-        emptying = None
-        if (pipeline := self._pipeline) is not None:
-            emptying = drain_pipeline(self.pgconn, pipeline)
+        emptying = drain_pipeline(self.pgconn, pipeline)
         gen.close()
         if emptying is None:
             return
@@ -200,8 +200,7 @@ class DrivenConnection(LendableConnection[Row]):
         Raises:
             psycopg.OperationalError: the connection is closed.
         """
-        with contextlib.suppress(errors.QueryCanceled):
-            await self._turns.clean_up(drain(self.pgconn), patience=0.0)
+        await self._turns.clean_up(drain(self.pgconn), patience=0.0)
 
     def cancel(self) -> None:
         """Ask the server to stop what it does on this connection. Blocks."""

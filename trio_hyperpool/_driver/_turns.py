@@ -14,8 +14,6 @@ from psycopg import capabilities, errors, pq
 from psycopg.abc import PQGen
 from trio.lowlevel import enable_ki_protection
 
-from trio_hyperpool._errors import LeaseError
-
 from ._draining import drain
 from ._link import Link, abort
 from ._states import ACTIVE, BAD, PIPELINE_OFF
@@ -41,8 +39,7 @@ class ViewTurns(Turns):
     __slots__ = ("is_stopping", "last_pause", "link", "pgconn")
 
     def __init__(self, pgconn: pq.abc.PGconn, link: Link) -> None:
-        # Not by way of the other __init__: one of these is made for every lease.
-        self.ended: type[LeaseError] | None = None
+        self.ended = None
         self.is_taken = False
         self._queue = None
         self.pgconn: pq.abc.PGconn = pgconn
@@ -72,7 +69,7 @@ class ViewTurns(Turns):
             patience = 0.0 if at_once else FIRST_RESEND
             await self.carry_through(drain(self.pgconn), patience=patience)
         except psycopg.Error as error:
-            if reason is None and not isinstance(error, errors.QueryCanceled):
+            if reason is None:
                 raise
             _log.debug("after %r: %s", reason, error)
         finally:

@@ -39,19 +39,14 @@ class Turns:
 
     Those who wait get it in the order they came. Taking it while it is free is no
     checkpoint, so that clean-up in a cancelled scope is not stopped by it. Once
-    `end` was called, nobody gets it any more.
+    `end` was called, nobody gets it any more. How a turn ends, a subclass knows.
     """
 
     __slots__ = ("_queue", "ended", "is_taken")
 
-    def __init__(self) -> None:
-        self.ended: type[LeaseError] | None = None
-        self.is_taken: bool = False
-        self._queue: ParkingLot | None = None
-
-    def locked(self) -> bool:
-        """Whether an operation has its turn."""
-        return self.is_taken
+    ended: type[LeaseError] | None
+    is_taken: bool
+    _queue: ParkingLot | None
 
     @enable_ki_protection
     def __aenter__(self) -> Awaitable[None]:
@@ -60,11 +55,6 @@ class Turns:
         if self.is_taken:
             return self._wait()
         self.is_taken = True
-        return NOTHING
-
-    @enable_ki_protection
-    def __aexit__(self, *exc: object) -> Awaitable[None]:
-        self.release()
         return NOTHING
 
     @enable_ki_protection
