@@ -27,14 +27,15 @@ INSTALLED = {"PYTHONSAFEPATH": "1"}  # tests import the wheel, never the checkou
 def run_tests(
     session: nox.Session, *command: str, env: dict[str, str] = INSTALLED
 ) -> None:
-    """Run tests, and those that failed once more.
+    """Run tests on all processors, and those that failed once more, one by one.
 
     Much here is about time, and machines are shared: what fails for want of a
     processor gets a second, quieter chance; what fails twice has failed. A run that
     hung has noted no failures, so that all of it is run again.
     """
+    spread = ("-n", "auto", "--dist", "loadgroup")
     try:
-        session.run(*command, "--cache-clear", *session.posargs, env=env)
+        session.run(*command, *spread, "--cache-clear", *session.posargs, env=env)
     except nox.command.CommandFailed:
         session.run(*command, "--last-failed", *session.posargs, env=env)
 
