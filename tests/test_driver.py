@@ -515,8 +515,9 @@ async def test_a_pipeline_left_in_a_cancelled_scope_raises_when_it_is_left(
     conn: Connection,
 ) -> None:
     with trio.CancelScope() as scope:
-        async with conn.pipeline():
+        async with conn.pipeline() as pipeline:
             await conn.execute("select 1")
+            await pipeline.sync()
             scope.cancel()
         pytest.fail("that was a checkpoint")
     assert scope.cancelled_caught
