@@ -134,6 +134,7 @@ async def test_doubles_come_back_to_the_last_bit(
 @example(Decimal("1E+37"))
 @example(Decimal("1." + "0" * 60))
 @example(Decimal("10." + "0" * 45))
+@example(Decimal("1" + "0" * 33 + "." + "0" * 6))
 @example(Decimal("-0.00"))
 @connected
 async def test_decimals_come_back_with_every_digit(
