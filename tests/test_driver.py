@@ -28,6 +28,7 @@ import trio
 import trio.testing
 from psycopg import errors, pq
 from psycopg.rows import dict_row
+from psycopg.types.numeric import IntLoader
 
 from trio_hyperpool._driver import TrioConnection, _views, _waiting
 from trio_hyperpool._driver._connecting import attempts_of, first_to_connect
@@ -137,7 +138,7 @@ async def test_a_connection_is_made_with_the_cursors_and_adapters_asked_for(
     assert await conn.fetch_value("select %s::int", [1]) == "1"
     # A copy: what is registered here is nobody else's.
     before = mine.get_loader(23, pq.Format.TEXT)
-    conn.adapters.register_loader("int4", psycopg.types.numeric.IntLoader)
+    conn.adapters.register_loader("int4", IntLoader)
     assert await conn.fetch_value("select 1") == 1
     assert mine.get_loader(23, pq.Format.TEXT) is before
     await conn.close()
@@ -177,10 +178,10 @@ async def test_a_timed_wait_resumes_its_generator_after_each_interval(
 
     began = trio.current_time()
     with pytest.raises(_WaitTimeout):
-        await conn.wait(listening(), interval=0.02, timeout=0.1)
-    assert 0.1 <= trio.current_time() - began < 1
+        await conn.wait(listening(), interval=0.02, timeout=0.3)
+    assert 0.3 <= trio.current_time() - began < 3
     assert set(resumed) == {0}
-    assert 1 < len(resumed) <= 5
+    assert 1 < len(resumed) <= 15
 
 
 async def test_a_pipeline_in_a_pipeline_is_part_of_it(conn: Connection) -> None:
@@ -514,8 +515,9 @@ async def test_a_pipeline_left_in_a_cancelled_scope_raises_when_it_is_left(
     conn: Connection,
 ) -> None:
     with trio.CancelScope() as scope:
-        async with conn.pipeline():
+        async with conn.pipeline() as pipeline:
             await conn.execute("select 1")
+            await pipeline.sync()
             scope.cancel()
         pytest.fail("that was a checkpoint")
     assert scope.cancelled_caught
@@ -645,7 +647,7 @@ async def test_a_cancel_request_that_is_refused_raises(
 ) -> None:
     async with half_dead_server(conninfo) as server:
         conn = await connect(server.conninfo, sslmode="disable")
-    with pytest.raises(psycopg.OperationalError, match="cancellation failed"):
+    with pytest.raises(psycopg.OperationalError, match="cancel"):
         await conn.cancel_safe()
     await conn.close()
 

@@ -58,7 +58,7 @@ async def test_notifications_come_one_by_one_until_the_timeout() -> None:
 
             began = trio.current_time()
             seen = [note.payload async for note in conn.notifies(timeout=0.3)]
-            assert 0.3 <= trio.current_time() - began < 1
+            assert 0.3 <= trio.current_time() - began < 3
         assert seen == ["one", "two"]
         await server.say(notification("news", "three"))
         seen = [note.payload async for note in conn.notifies(timeout=0)]
@@ -194,7 +194,7 @@ async def test_a_clean_up_gives_up_if_its_turn_does_not_come_in_time(
                 nursery.start_soon(wait)
                 await trio.sleep_forever()
         assert scope.cancelled_caught
-        assert 0.3 <= trio.current_time() - began < 1
+        assert 0.3 <= trio.current_time() - began < 3
         assert conn.closed
         assert "closing it" in caplog.text
 
@@ -227,7 +227,7 @@ async def test_closing_wakes_a_task_that_waits_for_a_cancelled_query_to_end() ->
             with trio.CancelScope(shield=True):
                 await trio.sleep(0.05)
             await conn.close()
-        assert trio.current_time() - began < 1
+        assert trio.current_time() - began < 3
 
 
 def test_a_second_ctrl_c_closes_the_connection_rather_than_wait() -> None:
@@ -244,7 +244,7 @@ def test_a_second_ctrl_c_closes_the_connection_rather_than_wait() -> None:
             began = trio.current_time()
             with pytest.raises(KeyboardInterrupt):
                 await conn.execute("SLOW")
-            assert 0.3 <= trio.current_time() - began < 1
+            assert 0.3 <= trio.current_time() - began < 3
             assert conn.closed
 
     main_thread = threading.get_ident()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -586,13 +585,20 @@ async def test_a_missing_database_cancelled_at_any_point_leaves_nothing_open(
     await make(CreateMode.CREATE).prepare()
 
 
-async def test_a_create_whose_answer_was_lost_is_taken_for_our_own(make: Make) -> None:
+async def test_a_create_whose_answer_was_lost_is_taken_for_our_own(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connector = make(CreateMode.CREATE)
-    patient = connector._config
-    connector._config = dataclasses.replace(patient, cancel_timeout=1e-9)
-    with pytest.raises(ConnectError) as caught:
-        await connector.prepare()
+    shielded = connector._shielded
+
+    async def lose_the_answer(*args: Any) -> None:
+        await shielded(*args)
+        raise psycopg.OperationalError("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connector, "_shielded", lose_the_answer)
+        with pytest.raises(ConnectError) as caught:
+            await connector.prepare()
     assert caught.value.unreachable
-    connector._config = patient
     await connector.prepare()
     assert await use(connector, "SELECT 1") == (1,)

@@ -134,6 +134,7 @@ async def test_doubles_come_back_to_the_last_bit(
 @example(Decimal("1E+37"))
 @example(Decimal("1." + "0" * 60))
 @example(Decimal("10." + "0" * 45))
+@example(Decimal("1" + "0" * 33 + "." + "0" * 6))
 @example(Decimal("-0.00"))
 @connected
 async def test_decimals_come_back_with_every_digit(
@@ -400,7 +401,6 @@ async def test_what_hyper_cannot_hold_is_refused_before_it_is_sent(
         assert await (await conn.execute("SELECT 1")).fetchone() == (1,)
 
 
-@pytest.mark.parametrize("kind", ["text", "bytes", "list", "json"])
 class Padded(str):
     __slots__ = ()
 
@@ -418,6 +418,7 @@ async def test_a_list_of_a_type_that_has_no_array_is_refused_before_it_is_sent(
         await conn.fetch_value("SELECT %s", [[Padded("a")]])
 
 
+@pytest.mark.parametrize("kind", ["text", "bytes", "list", "json"])
 async def test_a_value_too_long_for_a_literal_is_bound_by_the_server(
     conn: Connection, kind: str
 ) -> None:
