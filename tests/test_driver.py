@@ -1110,6 +1110,21 @@ async def test_a_server_that_went_silent_costs_no_more_than_the_cancel_timeout(
         assert "closing it" in caplog.text
 
 
+async def test_a_copy_out_that_is_given_up_on_a_silent_server_ends_in_time(
+    conninfo: dict[str, str],
+) -> None:
+    statement = f"copy ({MANY}) to stdout with (format text)"
+    async with half_dead_server(conninfo) as server:
+        conn = await connect(server.conninfo, sslmode="disable")
+        conn.cancel_timeout = 0.3
+        with trio.fail_after(2), pytest.raises(ValueError, match="mine"):
+            async with conn.cursor().copy(statement) as copy:
+                await copy.read()
+                server.is_alive = False
+                raise ValueError("mine")
+        assert conn.closed
+
+
 async def test_a_server_that_does_not_answer_is_given_up_after_connect_timeout() -> (
     None
 ):

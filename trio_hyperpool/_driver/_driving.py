@@ -61,6 +61,9 @@ class DrivenConnection(LendableConnection[Row]):
         name: str = gen.__name__  # type: ignore[attr-defined]  # a generator has one
         if name == "_close_gen":
             return await self._close_cursor(gen)
+        if name == "_end_copy_out_gen":
+            # What is left to read of a COPY that was stopped.
+            return await self._turns.carry_through(gen)
         await checkpoint_if_cancelled()
         if name == "_stream_send_gen":
             self._link.streamed = True
