@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
-import pyarrow as pa
-import pyarrow.compute
+import pyarrow as typed  # noqa: ICN001 - the name is for what is not
+import pyarrow.compute as typed_compute
 from psycopg import DataError
 
-# Its functions are made when it is imported, and unknown to checkers of types.
-_compute: Final[Any] = pyarrow.compute
+# Most of it is made when it is imported, and unknown to checkers of types.
+pa: Final[Any] = typed
+_compute: Final[Any] = typed_compute
 
 Field: TypeAlias = Any
 DataType: TypeAlias = Any
@@ -115,10 +116,10 @@ def sql_type(field: Field) -> str:
     Raises:
         DataError: if there is none.
     """
-    of, metadata = _plain_type(field.type), field.metadata or {}
+    of, metadata = _plain_type(field.type), _metadata(field)
     kind, named = _kind(of), metadata.get(_HYPER_TYPE)
-    if named in _NAMED_TYPES:
-        found = _NAMED_TYPES[named]
+    if named is not None and named in _NAMED_TYPES:
+        found: str | None = _NAMED_TYPES[named]
     elif kind == "text" and _MAX_LENGTH in metadata:
         name = "char" if named == b"Char" else "varchar"
         found = f"{name}({int(metadata[_MAX_LENGTH])})"
@@ -186,7 +187,7 @@ def fit(batch: Any, wanted: Schema) -> Any:
     Raises:
         DataError: if a value does not fit without a loss.
     """
-    columns = []
+    columns: list[Array] = []
     for column, field in zip(batch.columns, wanted, strict=True):
         try:
             fitting = _cast(_plain(column), field.type)
@@ -202,6 +203,9 @@ def _cast(values: Array, to: DataType) -> Array:
         return _as_intervals(values)
     if values.type == to:
         return values
+    if pa.types.is_integer(values.type) and pa.types.is_decimal(to):
+        # Room for any integer is asked for otherwise, whatever the values are.
+        values = values.cast(pa.decimal128(20))
     cast = values.cast(to)
     if pa.types.is_float32(to) and pa.types.is_float64(values.type):
         # Of all casts, this alone is not checked.
@@ -230,7 +234,7 @@ def _look_at(values: Array, field: Field) -> None:
         nanos = _compute.list_element(pa.FixedSizeListArray.from_arrays(pairs, 2), 1)
         nanos = _compute.if_else(values.is_valid(), nanos, None)
         nanos.cast(pa.duration("ns")).cast(pa.duration("us"))
-    elif limit := (field.metadata or {}).get(_MAX_LENGTH):
+    elif limit := _metadata(field).get(_MAX_LENGTH):
         longest = _compute.max(_compute.utf8_length(values)).as_py()
         if longest is not None and longest > int(limit):
             raise pa.ArrowInvalid(
@@ -253,6 +257,10 @@ def _as_intervals(durations: Array) -> Array:
         len(durations),
         [valid.buffers()[1], pa.py_buffer(pairs)],
     )
+
+
+def _metadata(field: Field) -> dict[bytes, bytes]:
+    return cast("dict[bytes, bytes]", field.metadata or {})
 
 
 def _kind(of: DataType) -> str:

@@ -57,6 +57,12 @@ class _Received:
         self._messages = Messages()
         self._complete: Iterator[memoryview] = iter(())
 
+    async def schema(self) -> pa.Schema:
+        """Wait for the schema, which comes first."""
+        # A stream without one is cut off, and the server's error comes here.
+        message = cast("pa.Buffer", await self.next())
+        return cast("pa.Schema", readable(pa.ipc.read_schema(message)))
+
     async def next(self) -> pa.Buffer | None:
         """Wait for the next message; None at the end. A checkpoint, or not."""
         while (message := next(self._complete, None)) is None:
@@ -72,13 +78,12 @@ class RecordBatches:
 
     Attributes:
         schema: the names and types of the columns.
-        sent: the same, as the server says it.
     """
 
     def __init__(self, received: _Received, sent: pa.Schema) -> None:
         self._received = received
-        self.sent: pa.Schema = readable(sent)
-        self.schema: pa.Schema = returned(self.sent)
+        self._sent = sent
+        self.schema: pa.Schema = returned(sent)
 
     def __aiter__(self) -> Self:
         return self
@@ -91,7 +96,7 @@ class RecordBatches:
         message = await self._received.next()
         if message is None:
             raise StopAsyncIteration
-        return pa.ipc.read_record_batch(message, self.sent).cast(self.schema)
+        return pa.ipc.read_record_batch(message, self._sent).cast(self.schema)
 
 
 @asynccontextmanager
@@ -100,9 +105,9 @@ async def stream_arrow(
 ) -> AsyncGenerator[RecordBatches]:
     """Execute a query, and have its result as record batches for the block.
 
-    Entering and leaving are checkpoints. There is never more than one batch in memory,
-    of at most a megabyte or the longest row, and the server waits until it is wanted. Left early, or
-    cancelled, the query is stopped.
+    Entering and leaving are checkpoints. Left early, or cancelled, the query is stopped.
+    Batches are of 10,240 rows, or of a megabyte if that is less, and the server waits
+    until they are wanted, so that memory does not grow with the result.
 
     Args:
         connection: the connection, which does nothing else meanwhile.
@@ -115,10 +120,7 @@ async def stream_arrow(
     """
     async with connection.cursor().copy(_copy_out(query), params) as copy:
         received = _Received(copy)
-        schema = await received.next()
-        if schema is None:
-            raise DataError("the server sent no schema")
-        yield RecordBatches(received, pa.ipc.read_schema(schema))
+        yield RecordBatches(received, await received.schema())
 
 
 async def fetch_arrow(
@@ -156,9 +158,10 @@ async def insert_arrow(
     The data is read in a thread, a piece at a time, and a cancellation waits until the
     piece is read.
 
-    Columns are matched by name. One of the table's that the data has not is NULL, or
-    has its default; it must be nullable. What Hyper has no word for is sent in one it knows, such as
-    the values of a dictionary, or nanoseconds that are whole microseconds.
+    Columns are matched by name; those of the table that the data has not are NULL.
+    What Hyper does not know is sent as something that it does, if nothing is lost: a
+    dictionary as its values, nanoseconds as microseconds, a wide integer in a narrow
+    column.
 
     Args:
         connection: the connection.
@@ -182,16 +185,14 @@ async def insert_arrow(
         )
     name = identifier(table)
     # This may be where a lazy result is computed.
-    reader = await trio.to_thread.run_sync(pa.RecordBatchReader.from_stream, data)
+    reader = await trio.to_thread.run_sync(_reader, data)
     with reader:
         names = reader.schema.names
-        if len(set(names)) != len(names) or not all(names):
+        if not names or not all(names) or len(set(names)) != len(names):
             raise DataError(f"the columns of data need names of their own, not {names}")
         if not create:
             return await _insert(connection, name, reader)
-        await connection.create_table(
-            name, [Column(f.name, sql_type(f), f.nullable) for f in reader.schema]
-        )
+        await connection.create_table(name, _columns(reader.schema))
         try:
             return await _insert(connection, name, reader)
         except BaseException:
@@ -206,9 +207,11 @@ async def _insert(
 ) -> int:
     columns = sql.SQL(", ").join(map(sql.Identifier, reader.schema.names))
     # The server itself knows best what it takes.
-    query = _NO_ROWS.format(columns, table)
-    async with stream_arrow(connection, query) as no_rows:
-        wanted = no_rows.sent
+    no_rows = _copy_out(_NO_ROWS.format(columns, table))
+    async with connection.cursor().copy(no_rows) as copy:
+        received = _Received(copy)
+        wanted = await received.schema()
+        await received.next()
     check(reader.schema, wanted)
     cursor = connection.cursor()
     with closing(_pieces(reader, wanted)) as pieces:
@@ -228,6 +231,14 @@ def _pieces(reader: pa.RecordBatchReader, wanted: pa.Schema) -> Generator[pa.Buf
         for start in range(0, batch.num_rows, rows):
             yield fit(batch.slice(start, rows), wanted).serialize()
     yield pa.py_buffer(END)
+
+
+def _reader(data: Any) -> pa.RecordBatchReader:
+    return pa.RecordBatchReader.from_stream(data)
+
+
+def _columns(schema: Any) -> list[Column]:
+    return [Column(field.name, sql_type(field), field.nullable) for field in schema]
 
 
 async def _drop(connection: HyperConnection[Any], table: sql.Identifier) -> None:
