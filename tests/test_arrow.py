@@ -15,16 +15,14 @@ from typing import Any
 import psycopg
 import pytest
 import trio
-from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from psycopg import DataError, errors, sql
 
 from trio_hyperpool import (
     Column,
-    CreateMode,
     HyperConnection,
     Pool,
     TableName,
-    open_pool,
 )
 
 pa = pytest.importorskip("pyarrow")

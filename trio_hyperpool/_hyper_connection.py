@@ -11,6 +11,7 @@ from psycopg import (
     AsyncServerCursor,
     AsyncTransaction,
     NotSupportedError,
+    errors,
     pq,
     sql,
 )
@@ -209,7 +210,11 @@ class HyperConnection(TrioConnection[Row]):
         Raises:
             psycopg.errors.UndefinedTable: there is no such table.
         """
-        rows = await self._ask(query_for_columns(table), None)
+        try:
+            rows = await self._ask(query_for_columns(table), None)
+        except errors.InvalidTextRepresentation as error:
+            # Its words for a schema that does not exist, in the name of a table.
+            raise errors.UndefinedTable(str(error)) from None
         return [column_from_catalogue(*row) for row in rows]
 
     async def create_table(
