@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -17,9 +18,11 @@ from trio_hyperpool import open_hyperd
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+PRINTED = re.compile(r"\s*It prints:\s*```text\n(.*?)```", re.DOTALL)
+
 
 def blocks(language: str) -> list[ParameterSet]:
-    """The code of each fenced block, under the name of its page and line."""
+    """Each fenced block, and what it prints if that is told right after it."""
     found = []
     for page in PAGES:
         text = page.read_text()
@@ -27,7 +30,9 @@ def blocks(language: str) -> list[ParameterSet]:
         for region in FencedCodeBlockLexer(language)(document):
             line = text.count("\n", 0, region.start) + 1
             code = str(region.lexemes["source"])
-            found.append(pytest.param(code, id=f"{page.name}:{line}"))
+            printed = PRINTED.match(text, region.end)
+            told = printed[1] if printed else None
+            found.append(pytest.param(code, told, id=f"{page.name}:{line}"))
     return found
 
 
@@ -38,9 +43,13 @@ async def usual_server(hyperd_path: Path) -> AsyncGenerator[None]:
         yield
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize(("code", "told"), blocks("python"))
 async def test_python(
-    code: str, usual_server: None, tmp_path: Path, pytester: pytest.Pytester
+    code: str,
+    told: str | None,
+    usual_server: None,
+    tmp_path: Path,
+    pytester: pytest.Pytester,
 ) -> None:
     if "def test_" in code:
         pytester.makepyfile(code)
@@ -54,3 +63,6 @@ async def test_python(
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
+    if told is not None:
+        lines = done.stdout.decode().splitlines()
+        assert [line.rstrip() for line in lines] == told.splitlines()
