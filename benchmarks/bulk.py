@@ -40,30 +40,42 @@ EXECUTEMANY_ROWS = 2_000
 Way = Callable[[], Awaitable[float]]
 
 
-async def timed(work: Awaitable[object]) -> float:
+async def timed(work: Awaitable[int], rows: int) -> float:
+    """Time what says how many rows it moved: a way that moves none is fast."""
     started = time.perf_counter()
-    await work
-    return time.perf_counter() - started
+    moved = await work
+    elapsed = time.perf_counter() - started
+    if moved != rows:
+        raise AssertionError(f"moved {moved} rows, not {rows}")
+    return elapsed
 
 
 async def fetch_rows(
     connection: psycopg.AsyncConnection[Any], *, binary: bool = False
-) -> None:
+) -> int:
     cursor = await connection.execute(QUERY, binary=binary)
-    await cursor.fetchall()
+    return len(await cursor.fetchall())
 
 
-async def copy_csv(connection: psycopg.AsyncConnection[Any], data: bytes) -> None:
-    async with connection.cursor().copy(COPY) as copy:
+async def fetch_table(connection: HyperConnection[Any]) -> int:
+    return int((await fetch_arrow(connection, QUERY)).num_rows)
+
+
+async def copy_csv(connection: psycopg.AsyncConnection[Any], data: bytes) -> int:
+    cursor = connection.cursor()
+    async with cursor.copy(COPY) as copy:
         for start in range(0, len(data), 1 << 18):
             await copy.write(data[start : start + (1 << 18)])
+    return cursor.rowcount
 
 
 async def insert_many(
     connection: psycopg.AsyncConnection[Any], rows: list[tuple[Any, ...]]
-) -> None:
+) -> int:
+    cursor = connection.cursor()
     async with connection.transaction():
-        await connection.cursor().executemany(INSERT, rows)
+        await cursor.executemany(INSERT, rows)
+    return cursor.rowcount
 
 
 class Bulk:
@@ -95,16 +107,18 @@ class Bulk:
             await copy.write(self.csv)
         self.data = await fetch_arrow(self.connection, QUERY)
 
-    async def stock(self, work: Callable[..., Awaitable[object]], *args: Any) -> float:
+    async def stock(
+        self, work: Callable[..., Awaitable[int]], *args: Any, rows: int
+    ) -> float:
         async def run() -> float:
             async with await psycopg.AsyncConnection.connect(
                 **self.conninfo, autocommit=True, prepare_threshold=None
             ) as connection:
-                return await timed(work(connection, *args))
+                return await timed(work(connection, *args), rows)
 
         return await trio.to_thread.run_sync(asyncio.run, run())
 
-    async def api(self, work: Callable[[Any], object]) -> float:
+    async def api(self, work: Callable[[Any], int]) -> float:
         """Run something of tableauhyperapi, on a server and a file of its own."""
 
         def run() -> float:
@@ -121,48 +135,55 @@ class Bulk:
                 for table in ("source", "sink"):
                     columns = ", ".join(map(" ".join, SCHEMA.items()))
                     connection.execute_command(f"CREATE TABLE {table} ({columns})")
-                if work is self.read:
+                if work == self.read:
                     self.insert(connection, "source")
                 started = time.perf_counter()
-                work(connection)
-                return time.perf_counter() - started
+                moved = work(connection)
+                elapsed = time.perf_counter() - started
+                if moved != self.count:
+                    raise AssertionError(f"moved {moved} rows, not {self.count}")
+                return elapsed
 
         return await trio.to_thread.run_sync(run)
 
-    def read(self, connection: Any) -> None:
-        connection.execute_list_query(QUERY)
+    def read(self, connection: Any) -> int:
+        return len(connection.execute_list_query(QUERY))
 
-    def insert(self, connection: Any, table: str = "sink") -> None:
+    def insert(self, connection: Any, table: str = "sink") -> int:
         with hyper.Inserter(connection, table) as inserter:
             inserter.add_rows(self.rows)
             inserter.execute()
+        return int(connection.execute_scalar_query(f"SELECT count(*) FROM {table}"))
 
     def ways(self) -> dict[str, dict[str, Way]]:
         ours, few = self.connection, self.rows[:EXECUTEMANY_ROWS]
+        rows, many = self.count, len(few)
         return {
             "out": {
-                "fetchall": lambda: timed(fetch_rows(ours)),
-                "binary=True": lambda: timed(fetch_rows(ours, binary=True)),
-                "fetch_arrow": lambda: timed(fetch_arrow(ours, QUERY)),
-                "stock psycopg": lambda: self.stock(fetch_rows),
+                "fetchall": lambda: timed(fetch_rows(ours), rows),
+                "binary=True": lambda: timed(fetch_rows(ours, binary=True), rows),
+                "fetch_arrow": lambda: timed(fetch_table(ours), rows),
+                "stock psycopg": lambda: self.stock(fetch_rows, rows=rows),
                 "tableauhyperapi": lambda: self.api(self.read),
             },
             "in": {
-                "insert_arrow": lambda: timed(insert_arrow(ours, "sink", self.data)),
-                "copy, CSV": lambda: timed(copy_csv(ours, self.csv)),
-                "stock psycopg": lambda: self.stock(copy_csv, self.csv),
+                "insert_arrow": lambda: timed(
+                    insert_arrow(ours, "sink", self.data), rows
+                ),
+                "copy, CSV": lambda: timed(copy_csv(ours, self.csv), rows),
+                "stock psycopg": lambda: self.stock(copy_csv, self.csv, rows=rows),
                 "tableauhyperapi": lambda: self.api(self.insert),
             },
             "in, row by row": {
-                "executemany": lambda: timed(insert_many(ours, few)),
-                "stock psycopg": lambda: self.stock(insert_many, few),
+                "executemany": lambda: timed(insert_many(ours, few), many),
+                "stock psycopg": lambda: self.stock(insert_many, few, rows=many),
             },
         }
 
 
 def report(direction: str, times: dict[str, float], inserter: float) -> None:
     # The inserter is the rival of everything that goes in.
-    times = {"tableauhyperapi": inserter, **times}
+    times = {**times, "tableauhyperapi": inserter}
     for way, seconds in times.items():
         ratios = (
             f"{seconds / times[rival]:.2f}"
