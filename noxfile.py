@@ -108,7 +108,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a broken reference is an error."""
-    session.install(".[binary]", "--group", "docs")
+    session.install(".[arrow,binary]", "--group", "docs")
     session.run("sphinx-build", "-EnW", "--keep-going", "docs", "docs/_build/html")
 
 
@@ -125,3 +125,4 @@ def bench(session: nox.Session) -> None:
     """Measure."""
     session.install(".[binary,hyperd]", "--group", "benchmarks")
     session.run("python", "benchmarks", *session.posargs)
+    session.run("python", "benchmarks/bulk.py")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -255,6 +257,207 @@ def test_a_pipe_that_was_closed_before_ends_it_quietly(shell: Shell, file: str) 
         assert process.wait(20) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["--csv", "--json", ""])
+def test_a_big_result_is_streamed(shell: Shell, file: str, form: str) -> None:
+    rows = "SELECT x, repeat('x', 500) FROM generate_series(1::bigint, 100000000) s(x)"
+    arguments = [argument for argument in (form, file, rows) if argument]
+    with shell.start("sql", *arguments) as process:
+        assert process.stdout is not None
+        assert len(process.stdout.read(50_000_000)) == 50_000_000
+        status = Path(f"/proc/{process.pid}/status")
+        if status.exists():
+            peak = int(status.read_text().partition("VmHWM:")[2].split()[0])
+            assert peak < 200_000
+        process.stdout.close()
+        assert process.wait(20) == 1
+
+
+def test_a_late_wide_value_widens_its_own_line_only(shell: Shell, file: str) -> None:
+    query = (
+        "SELECT CASE WHEN x = 2500 THEN 'wide' ELSE 'x' END AS a, 1 AS b "
+        "FROM generate_series(1, 2500) s(x) ORDER BY x"
+    )
+    lines = shell.sql(file, query).splitlines()
+    assert lines[:3] == ["a  b", "-  -", "x  1"]
+    assert lines[-2:] == ["wide  1", "(2500 rows)"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "value"),
+    [
+        ("-- one\nSELECT 1;", "1"),
+        ("VALUES (2)", "2"),
+        ("WITH t AS (SELECT 3) SELECT * FROM t", "3"),
+        ("(SELECT 4)", "4"),
+        ("INSERT INTO t VALUES (5, NULL, NULL) RETURNING number", "5"),
+        ("SHOW extra_float_digits", "3"),
+    ],
+)
+def test_whatever_has_rows_prints_them(
+    shell: Shell, file: str, statement: str, value: str
+) -> None:
+    assert shell.sql(file, "--csv", statement).splitlines()[1:] == [value]
+
+
+# load
+
+
+def write_parquet(path: Path, rows: int) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    numbers = pa.array(range(rows), pa.int64())
+    pq.write_table(pa.table({"text": ["p"] * rows, "number": numbers}), path)
+
+
+def write_arrow(path: Path, rows: int) -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"text": ["p"] * rows, "number": range(rows)})
+    new = pa.ipc.new_file if path.suffix == ".feather" else pa.ipc.new_stream
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1 + rows // 3)
+
+
+def write_csv(path: Path, rows: int) -> None:
+    lines = "".join(f'"p",{number}\r\n' for number in range(rows))
+    path.write_bytes(b"\xef\xbb\xbftext,number\r\n" + lines.encode())
+
+
+WRITERS = {
+    "d.csv": write_csv,
+    "d.parquet": write_parquet,
+    "d.arrow": write_arrow,
+    "d.feather": write_arrow,
+}
+SUM = "SELECT count(*), sum(number), max(text), count(price) FROM {} WHERE text = 'p'"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_is_loaded_by_the_names_of_its_columns(
+    shell: Shell, file: str, name: str
+) -> None:
+    WRITERS[name](shell.directory / name, 1000)
+    status, out, err = shell.run("load", file, "t", name)
+    assert (status, out) == (0, "")
+    assert re.fullmatch(r"1,000 rows loaded in \d+\.\d s\n", err)
+    assert (
+        shell.sql(file, "--csv", SUM.format("t")).splitlines()[1] == "1000,499500,p,0"
+    )
+
+
+def test_a_table_and_its_file_are_created_for_typed_data(shell: Shell) -> None:
+    write_parquet(shell.directory / "d.parquet", 10)
+    table = 'public."a.b"'
+    status, _, err = shell.run("load", "new.hyper", table, "d.parquet", "--create")
+    assert status == 0, err
+    assert (
+        shell.sql("new.hyper", "--csv", f"SELECT sum(number) FROM {table}")
+        == "sum\n45\n"
+    )
+    status, _, err = shell.run("load", "new.hyper", table, "d.parquet", "--create")
+    assert status == 1
+    assert "already exists" in err
+
+
+def test_a_csv_may_be_separated_by_anything(shell: Shell, file: str) -> None:
+    (shell.directory / "d.CSV").write_text("number\ttext\n1\tp\n2\tp")
+    assert shell.run("load", file, "t", "d.CSV", "--delimiter", "tab")[0] == 0
+    assert shell.sql(file, "--csv", SUM.format("t")).splitlines()[1] == "2,3,p,0"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("d.csv", "text,nothing\np,1\n", "nothing"),
+        ("d.csv", "text,number\np,one\n", "line:2 column:2"),
+        ("d.csv", "text,number\np,1\np\n", "too few columns"),
+        ("d.csv", "", "its first line does not name the columns"),
+        ("d.parquet", "text", "d.parquet: Parquet"),
+        ("d.arrow", "text", "d.arrow: "),
+        ("no.csv", None, "No such file"),
+        ("no.parquet", None, "no.parquet"),
+    ],
+)
+def test_a_file_that_does_not_fit_leaves_the_table_as_it_was(
+    shell: Shell, file: str, name: str, content: str | None, told: str
+) -> None:
+    if not name.endswith("csv"):
+        pytest.importorskip("pyarrow")
+    if content is not None:
+        (shell.directory / name).write_text(content)
+    status, out, err = shell.run("load", file, "t", name)
+    assert (status, out) == (1, "")
+    assert told in err
+    assert err.startswith("trio_hyperpool: ")
+    assert "Traceback" not in err
+    assert shell.sql(file, "--csv", "SELECT count(*) FROM t") == "count\n2\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="wants a file that never ends")
+def test_an_interrupted_load_leaves_the_table_as_it_was(
+    shell: Shell, file: str
+) -> None:
+    source = shell.directory / "d.csv"
+    os.mkfifo(source)
+    with shell.start("load", file, "t", "d.csv") as process:
+        with source.open("w") as rows:
+            rows.write("text,number\n" + "p,1\n" * 100_000)
+            rows.flush()
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert shell.sql(file, "--csv", "SELECT count(*) FROM t") == "count\n2\n"
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_terminal_has_a_progress_bar(shell: Shell, file: str, rich: bool) -> None:
+    pty = pytest.importorskip("pty")
+    pytest.importorskip("rich")
+    write_csv(shell.directory / "d.csv", 200_000)
+    if not rich:
+        (shell.directory / "rich.py").write_text("raise ImportError")
+        shell.environment["PYTHONPATH"] = os.pathsep.join(
+            (str(shell.directory), shell.environment["PYTHONPATH"])
+        )
+    shell.environment |= {"TERM": "xterm", "COLUMNS": "100"}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trio_hyperpool", "load", file, "t", "d.csv"],
+        cwd=shell.directory,
+        env=shell.environment,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    # Linux says with an error that the terminal has gone.
+    with contextlib.suppress(OSError):
+        while more := os.read(ours, 10_000):
+            shown += more
+    os.close(ours)
+    assert process.wait(20) == 0
+    text = shown.decode()
+    assert "200,000 rows loaded in" in text
+    assert ("100%" in text and "MB/s" in text) == rich
+    assert ("trio-hyperpool[cli]" in text) != rich
+
+
+def test_parquet_without_pyarrow_says_what_to_install(shell: Shell, file: str) -> None:
+    (shell.directory / "pyarrow.py").write_text("raise ImportError")
+    shell.environment["PYTHONPATH"] = os.pathsep.join(
+        (str(shell.directory), shell.environment["PYTHONPATH"])
+    )
+    (shell.directory / "d.parquet").touch()
+    status, _, err = shell.run("load", file, "t", "d.parquet")
+    assert (status, err) == (
+        1,
+        "trio_hyperpool: Parquet and Arrow want trio-hyperpool[arrow]\n",
+    )
+
+
+# What is told about a call
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -265,6 +468,11 @@ def test_a_pipe_that_was_closed_before_ends_it_quietly(shell: Shell, file: str) 
         ["sql", "x.hyper", "SELECT 1", "SELECT 2"],
         ["sql", "x.hyper", "SELECT 1", "--csv", "--json"],
         ["demo", "--fast"],
+        ["load", "x.hyper", "t"],
+        ["load", "x.hyper", "t", "d.txt"],
+        ["load", "x.hyper", "t", "d.csv", "--create"],
+        ["load", "x.hyper", "a..b", "d.csv"],
+        ["load", "x.hyper", "t", "d.csv", "--delimiter", "::"],
     ],
     ids=" ".join,
 )
@@ -302,7 +510,7 @@ def test_a_statement_that_says_nothing_does_nothing(
 
 
 def test_help_is_no_error(shell: Shell) -> None:
-    for arguments in (["--help"], ["sql", "--help"], ["demo", "--help"]):
+    for arguments in (["--help"], ["sql", "--help"], ["load", "--help"]):
         status, out, err = shell.run(*arguments)
         assert (status, err) == (0, "")
         assert "usage: python -m trio_hyperpool" in out

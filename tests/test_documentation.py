@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -18,9 +19,11 @@ from trio_hyperpool import open_hyperd
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+PRINTED = re.compile(r"\s*It prints:\s*```text\n(.*?)```", re.DOTALL)
+
 
 def blocks(language: str) -> list[ParameterSet]:
-    """The code of each fenced block, under the name of its page and line."""
+    """Each fenced block, and what it prints if that is told right after it."""
     found = []
     for page in PAGES:
         text = page.read_text()
@@ -28,7 +31,9 @@ def blocks(language: str) -> list[ParameterSet]:
         for region in FencedCodeBlockLexer(language)(document):
             line = text.count("\n", 0, region.start) + 1
             code = str(region.lexemes["source"])
-            found.append(pytest.param(code, id=f"{page.name}:{line}"))
+            printed = PRINTED.match(text, region.end)
+            told = printed[1] if printed else None
+            found.append(pytest.param(code, told, id=f"{page.name}:{line}"))
     return found
 
 
@@ -40,9 +45,13 @@ async def usual_server() -> AsyncGenerator[None]:
 
 
 @pytest.mark.xdist_group("port 7483")
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize(("code", "told"), blocks("python"))
 async def test_python(
-    code: str, hyperd_path: Path, tmp_path: Path, pytester: pytest.Pytester
+    code: str,
+    told: str | None,
+    hyperd_path: Path,
+    tmp_path: Path,
+    pytester: pytest.Pytester,
 ) -> None:
     if "def test_" in code:
         pytester.makepyfile(code)
@@ -58,3 +67,6 @@ async def test_python(
             check=False,
         )
     assert done.returncode == 0, done.stderr.decode()
+    if told is not None:
+        lines = done.stdout.decode().splitlines()
+        assert [line.rstrip() for line in lines] == told.splitlines()

@@ -2,6 +2,7 @@
 
 from dataclasses import is_dataclass as _is_dataclass
 
+from ._catalogue import Column as Column, TableName as TableName
 from ._config import (
     CreateMode as CreateMode,
     HealthCheck as HealthCheck,

@@ -1,30 +1,32 @@
-"""The command line: ``demo`` and ``sql``."""
+"""The command line: ``demo``, ``sql`` and ``load``."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import math
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from decimal import Decimal
-from types import NoneType
-from typing import Any, Final, TextIO, TypeAlias, cast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 import psycopg
 import trio
 
-from ._config import PoolConfig
+from ._binding import read_statement
+from ._catalogue import TableName
+from ._config import CreateMode, PoolConfig
 from ._demo import show
 from ._errors import HyperdError, PoolError
+from ._loading import Load, LoadError, check_load
 from ._pool import open_pool
+from ._printing import Write, streamed, write_csv, write_json, write_table
 
-_NUMBER_OR_NULL: Final = (int, float, Decimal, NoneType)
+# These may have more rows than there is room for.
+_QUERIES: Final = frozenset({"SELECT", "WITH", "TABLE"})
 
-Rows: TypeAlias = Sequence[Sequence[Any]]
-Write: TypeAlias = Callable[[Sequence[str], Rows, TextIO], None]
+_NAME: Final = r'"(?:[^"]|"")+"|[^".]+'
+_TABLE: Final = re.compile(rf"(?:{_NAME})(?:\.(?:{_NAME})){{0,2}}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         trio.run(options.run, options)
-    except (PoolError, HyperdError, psycopg.Error) as error:
-        print(f"{options.prog}: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         # Whoever reads us has seen enough. What is still in the buffer must not be
         # tried again when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (PoolError, HyperdError, LoadError, psycopg.Error, OSError) as error:
+        print(f"{options.prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -78,16 +80,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     form = sql.add_mutually_exclusive_group()
     form.add_argument(
-        "--csv", dest="write", action="store_const", const=_write_csv, help="as CSV"
+        "--csv", dest="write", action="store_const", const=write_csv, help="as CSV"
     )
     form.add_argument(
         "--json",
         dest="write",
         action="store_const",
-        const=_write_json,
+        const=write_json,
         help="as a JSON array of objects",
     )
-    sql.set_defaults(run=_run_sql, write=_write_table)
+    sql.set_defaults(run=_run_sql, write=write_table)
+
+    load = commands.add_parser(
+        "load",
+        help="load a CSV, Parquet or Arrow file into a table",
+        description="Load a file into a table of a .hyper file, on a private hyperd. "
+        "Columns are matched by name, those of a CSV by its first line. All rows are "
+        "loaded or, if it fails or is interrupted, none.",
+    )
+    load.add_argument("file", metavar="FILE.hyper", type=_path, help="a .hyper file")
+    load.add_argument(
+        "table",
+        metavar="TABLE",
+        type=_table,
+        help='a table; SCHEMA.TABLE, or with dots in it, as in SQL, "a.b"',
+    )
+    load.add_argument(
+        "source",
+        metavar="DATA",
+        type=Path,
+        help="a file that ends in .csv, .parquet, .arrow or .feather",
+    )
+    load.add_argument(
+        "--create",
+        action="store_true",
+        help="create the table, and the .hyper file if there is none; not for CSV, "
+        "which has no types",
+    )
+    load.add_argument(
+        "--delimiter",
+        metavar="CHARACTER",
+        default=",",
+        type=_delimiter,
+        help="what separates the values of a CSV, if not a comma; tab for a tabulator",
+    )
+    load.set_defaults(run=_run_load, fail=load.error)
     return parser
 
 
@@ -105,78 +142,54 @@ def _encoded(text: str) -> bytes:
         raise argparse.ArgumentTypeError("it is not valid Unicode") from None
 
 
+def _table(text: str) -> TableName:
+    if not _TABLE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"it is not the name of a table: {text}")
+    parts = re.findall(_NAME, text)
+    return TableName(
+        *(p[1:-1].replace('""', '"') if p.startswith('"') else p for p in parts)
+    )
+
+
+def _delimiter(text: str) -> str:
+    text = "\t" if text == "tab" else text
+    if len(text) != 1 or not text.isascii() or text in '"\r\n':
+        raise argparse.ArgumentTypeError(f"it is not one character: {text!r}")
+    return text
+
+
 async def _run_demo(_options: argparse.Namespace) -> None:
     await show(sys.stdout)
 
 
 async def _run_sql(options: argparse.Namespace) -> None:
     write: Write = options.write
+    statement: bytes = options.statement
     async with (
         open_pool(database=options.file, max_size=1) as pool,
         pool.lease() as connection,
     ):
-        cursor = await connection.execute(options.statement)
+        if read_statement(statement).verb in _QUERIES:
+            async with streamed(connection, statement) as result:
+                await write(result, sys.stdout)
+            return
+        cursor = await connection.execute(statement)
         if cursor.description is None:
             print(cursor.statusmessage or "nothing to execute", file=sys.stderr)
-            return
-        rows = await cursor.fetchall()
-        write([column.name for column in cursor.description], rows, sys.stdout)
+        else:
+            await write(cursor, sys.stdout)
 
 
-def _write_csv(names: Sequence[str], rows: Rows, out: TextIO) -> None:
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        writer.writerow(["" if value is None else _shown(value) for value in row])
-
-
-def _write_json(names: Sequence[str], rows: Rows, out: TextIO) -> None:
-    keys = _distinct(names)
-    records = (dict(zip(keys, map(_plain, row), strict=True)) for row in rows)
-    lines = (json.dumps(one, default=_shown, ensure_ascii=False) for one in records)
-    # Line by line: that the reader has gone is lost in the middle of one long write.
-    before = "[\n"
-    for line in lines:
-        out.write(before + line)
-        before = ",\n"
-    out.write("\n]\n" if rows else "[]\n")
-
-
-def _distinct(names: Sequence[str]) -> Sequence[str]:
-    """Number columns of one name, or an object would keep but the last of them."""
-    if len(set(names)) == len(names):
-        return names
-    return [f"{name}_{position}" for position, name in enumerate(names, start=1)]
-
-
-def _shown(value: object) -> str:
-    # As SQL writes it.
-    return f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """Say what JSON has no number for in the words of SQL."""
-    if isinstance(value, list):
-        return [_plain(one) for one in cast("list[object]", value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        return json.dumps(value)
-    return value
-
-
-def _write_table(names: Sequence[str], rows: Rows, out: TextIO) -> None:
-    cells = [list(names)]
-    is_number = [True] * len(names)
-    for row in rows:
-        cells.append(["" if value is None else _shown(value) for value in row])
-        for index, value in enumerate(row):
-            if isinstance(value, bool) or not isinstance(value, _NUMBER_OR_NULL):
-                is_number[index] = False
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    for line in cells:
-        padded = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, is_number, strict=True)
-        )
-        out.write("  ".join(padded).rstrip() + "\n")
-    out.write(f"({len(rows)} row{'' if len(rows) == 1 else 's'})\n")
+async def _run_load(options: argparse.Namespace) -> None:
+    load = Load(options.table, options.source, options.create, options.delimiter)
+    if trouble := check_load(load):
+        options.fail(trouble)
+    mode = CreateMode.CREATE_IF_NOT_EXISTS if load.create else CreateMode.DO_NOT_CREATE
+    async with (
+        open_pool(database=options.file, create_mode=mode, max_size=1) as pool,
+        pool.lease() as connection,
+    ):
+        started = trio.current_time()
+        rows = await load.run(connection, sys.stderr)
+        elapsed = trio.current_time() - started
+    print(f"{rows:,} rows loaded in {elapsed:.1f} s", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self, cast
 
@@ -11,13 +11,23 @@ from psycopg import (
     AsyncServerCursor,
     AsyncTransaction,
     NotSupportedError,
+    errors,
     pq,
+    sql,
 )
 from psycopg.abc import AdaptContext, ConnParam
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
 
 from ._binding import Statement
+from ._catalogue import (
+    Column,
+    TableName,
+    column_from_catalogue,
+    creation,
+    query_for_columns,
+    query_for_tables,
+)
 from ._cursors import HyperCursor, HyperNamedCursor, refuse_prepare
 from ._driver import TrioConnection
 from ._hyper_types import hyper_adapters
@@ -174,6 +184,71 @@ class HyperConnection(TrioConnection[Row]):
         if value:
             raise NotSupportedError("Hyper does not enforce read-only transactions")
         await super().set_read_only(value)
+
+    # The catalogue
+
+    async def tables(self, schema: str | None = None) -> list[TableName]:
+        """List the tables of the database, ordered by schema and name.
+
+        A checkpoint; cancelled, the query is stopped. The session's temporary tables
+        are in the schema ``pg_temp``.
+
+        Args:
+            schema: list the tables of this schema only.
+        """
+        query, params = query_for_tables(schema)
+        return [TableName(*row) for row in await self._ask(query, params)]
+
+    async def columns(self, table: str | sql.Identifier) -> list[Column]:
+        """List the columns of a table, in order.
+
+        A checkpoint; cancelled, the query is stopped.
+
+        Args:
+            table: a `TableName`, or a string, which is one name, dots and all.
+
+        Raises:
+            psycopg.errors.UndefinedTable: there is no such table.
+        """
+        try:
+            rows = await self._ask(query_for_columns(table), None)
+        except errors.InvalidTextRepresentation as error:
+            # Its words for a schema that does not exist, in the name of a table.
+            raise errors.UndefinedTable(str(error)) from None
+        return [column_from_catalogue(*row) for row in rows]
+
+    async def create_table(
+        self,
+        table: str | sql.Identifier,
+        columns: Iterable[Column] | Mapping[str, str],
+        *,
+        temporary: bool = False,
+        if_not_exists: bool = False,
+    ) -> None:
+        """Create a table.
+
+        A checkpoint; cancelled, the table is there, or not. It is, even if a
+        transaction around this is rolled back.
+
+        Args:
+            table: a `TableName`, or a string, which is one name, dots and all.
+            columns: each a `Column`; or a mapping of their names to their types.
+            temporary: whether it is this session's only, and ends with it. Only
+                temporary tables have columns of arrays.
+            if_not_exists: whether a table of that name is left as it is.
+
+        Raises:
+            ValueError: if a column has no name, or no type that there is.
+            psycopg.errors.DuplicateTable: there is a table of that name.
+        """
+        await self.execute(
+            creation(table, columns, temporary=temporary, if_not_exists=if_not_exists)
+        )
+
+    async def _ask(self, query: Any, params: Any) -> list[tuple[Any, ...]]:
+        cursor = self.cursor(row_factory=tuple_row)
+        await cursor.execute(query, params)
+        return await cursor.fetchall()
 
 
 def _no_savepoints() -> NotSupportedError:
