@@ -63,13 +63,23 @@ class Load(NamedTuple):
             cursor = connection.cursor()
             statement = _COPY.format(self.table, columns, sql.Literal(self.delimiter))
             rows, size = -1, 0
-            async with cursor.copy(statement) as copy:
-                while data:
-                    await copy.write(data)
-                    rows += data.count(b"\n")
-                    size += len(data)
-                    tell(max(rows, 0), size)
-                    data = await _read(file)
+            interruption: KeyboardInterrupt | None = None
+            # hyperd may not answer a COPY that is only given up; it is cancelled.
+            with trio.CancelScope() as scope:
+                async with cursor.copy(statement) as copy:
+                    try:
+                        while data:
+                            await copy.write(data)
+                            rows += data.count(b"\n")
+                            size += len(data)
+                            tell(max(rows, 0), size)
+                            data = await _read(file)
+                    except KeyboardInterrupt as error:
+                        interruption = error
+                        scope.cancel()
+                        await trio.lowlevel.checkpoint()
+            if interruption is not None:
+                raise interruption
         return cursor.rowcount
 
     async def _load_arrow(self, connection: HyperConnection[Any], tell: Tell) -> int:
