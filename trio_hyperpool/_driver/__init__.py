@@ -7,7 +7,7 @@ converts lists:
   ``_closed``, ``_connect_gen``, ``_exec_command``, ``_get_connection_params``,
   ``_notice_handler``, ``_notice_handlers``, ``_notifies_backlog``,
   ``_notify_handler``, ``_notify_handlers``, ``_num_transactions``, ``_pipeline``,
-  ``_pipeline_nolock``, ``_prepared.prepare_threshold``, ``_prepared.prepared_max``,
+  ``_pipeline_nolock``, ``_prepared.clear``, ``_prepared.prepare_threshold``, ``_prepared.prepared_max``,
   ``_rollback_gen``, ``_should_cancel``, ``_try_cancel``; and, as everything that is
   sent goes through the one, holding the other: ``wait``, ``lock``
 * `AsyncTransaction`: ``_conn``, ``_enter_gen``, ``_exit_gen``, ``_outer_transaction``
@@ -39,6 +39,19 @@ one is used that is not among them.
 """
 
 from ._connection import TrioConnection
-from ._cursors import GuardedCursor, GuardedNamedCursor, LiteralQuery
+from ._cursors import (
+    GuardedCursor,
+    GuardedNamedCursor,
+    LiteralQuery,
+    WatchedCursor,
+    WatchedNamedCursor,
+)
 
-__all__ = ["GuardedCursor", "GuardedNamedCursor", "LiteralQuery", "TrioConnection"]
+__all__ = [
+    "GuardedCursor",
+    "GuardedNamedCursor",
+    "LiteralQuery",
+    "TrioConnection",
+    "WatchedCursor",
+    "WatchedNamedCursor",
+]
