@@ -143,7 +143,16 @@ def replicating(primary: Postgres, folder: Path) -> Generator[Postgres]:
     """A streaming replica of it."""
     data = make_readable(folder / "replica")
     run(
-        *(primary.bin / "pg_basebackup", "-D", data, "-R", "-X", "stream", "-c", "fast"),
+        *(
+            primary.bin / "pg_basebackup",
+            "-D",
+            data,
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+        ),
         *("-N", "-d", primary.url),
     )
     replica = Postgres(primary.bin, data, free_port())
@@ -154,8 +163,26 @@ def replicating(primary: Postgres, folder: Path) -> Generator[Postgres]:
         replica.stop()
 
 
+def make_certificate(folder: Path, name: str) -> None:
+    """A self-signed one, for localhost."""
+    key, certificate = folder / f"{name}.key", folder / f"{name}.crt"
+    subprocess.run(
+        [
+            *("openssl", "req", "-new", "-x509", "-days", "2", "-nodes", "-subj"),
+            *("/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-out", str(certificate), "-keyout", str(key)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    if IS_ROOT:
+        shutil.chown(key, "nobody", "nogroup")
+
+
 @contextmanager
-def bouncing(server: Postgres, folder: Path) -> Generator[str]:
+def bouncing(
+    server: Postgres, folder: Path, *, with_tls: bool = False
+) -> Generator[str]:
     """A pgbouncer in transaction mode before it; its connection string."""
     found = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if found is None:
@@ -171,6 +198,15 @@ def bouncing(server: Postgres, folder: Path) -> Generator[str]:
     # auth_type any logs in as one user, which the line of the database names.
     text = (home / "ini").read_text().replace("port=", "user=tester port=", 1)
     (home / "ini").write_text(text)
+    if with_tls:
+        for name in ("server", "nobodys"):
+            make_certificate(folder, name)
+        with (home / "ini").open("a") as ini:
+            ini.write(
+                "client_tls_sslmode = require\n"
+                f"client_tls_key_file = {folder}/server.key\n"
+                f"client_tls_cert_file = {folder}/server.crt\n"
+            )
     process = subprocess.Popen(
         [found, "-q", str(home / "ini")],
         stdout=subprocess.DEVNULL,

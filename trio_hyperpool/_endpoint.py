@@ -138,7 +138,9 @@ def parse_endpoint(endpoint: str) -> Endpoint:
 
 _URI: Final = ("postgresql://", "postgres://")
 _IN_URI: Final = re.compile(r"(://[^:/@?\s]*):[^@/\s]*@")
-_IN_KEYWORDS: Final = re.compile(r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)")
+_IN_KEYWORDS: Final = re.compile(
+    r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)"
+)
 
 
 def is_postgres(endpoint: object) -> bool:
