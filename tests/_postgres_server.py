@@ -105,7 +105,7 @@ class Postgres:
     def ask(self, query: str) -> Any:
         """Ask by a way of its own; the first value."""
         with psycopg.connect(self.url, autocommit=True) as connection:
-            cursor = connection.execute(query)  # type: ignore[call-overload]
+            cursor = connection.execute(query)
             row = cursor.fetchone() if cursor.description else None
             return row and row[0]
 

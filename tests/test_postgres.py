@@ -96,9 +96,9 @@ async def test_environment_and_service_files_count_as_libpq_has_them(
 
 
 def test_what_only_hyper_has_is_refused_before_anything_is_opened() -> None:
-    with pytest.raises(ValueError, match="create_mode: only CreateMode.DO_NOT_CREATE"):
+    with pytest.raises(ValueError, match=r"create_mode: only CreateMode\.DO_NOT_CREATE"):
         open_pool("postgresql://h/db", create_mode=CreateMode.CREATE)
-    with pytest.raises(ValueError, match="endpoint: no connection string: .*nonsense"):
+    with pytest.raises(ValueError, match=r"endpoint: no connection string: .*nonsense"):
         open_pool("nonsense=1")
     with pytest.raises(TypeError, match="database: "):
         open_pool("postgresql://h/db", 3)  # type: ignore[call-overload]
@@ -155,8 +155,8 @@ async def test_tls_is_verified(postgres: Postgres) -> None:
         private_folder() as folder,
         bouncing(postgres, folder, with_tls=True) as url,
     ):
-        url = url.replace("127.0.0.1", "localhost") + "?hostaddr=127.0.0.1"
-        verify = f"{url}&sslmode=verify-full&sslrootcert={folder}"
+        local = url.replace("127.0.0.1", "localhost") + "?hostaddr=127.0.0.1"
+        verify = f"{local}&sslmode=verify-full&sslrootcert={folder}"
         async with (
             open_pool(f"{verify}/server.crt") as pool,
             pool.lease() as connection,
@@ -189,7 +189,7 @@ async def set_often(connection: PostgresConnection) -> None:
 
 
 async def set_by_words_nobody_reads(connection: PostgresConnection) -> None:
-    async with psycopg.AsyncRawCursor(connection) as cursor:  # type: ignore[arg-type]
+    async with psycopg.AsyncRawCursor(connection) as cursor:
         await cursor.execute("SET DateStyle = 'German'")
 
 
@@ -373,7 +373,9 @@ async def test_a_cancelled_query_is_gone_from_the_server_in_half_a_second(
                     "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' "
                     "AND query LIKE '%to be cancelled%' AND pid <> pg_backend_pid()"
                 )
-                while await trio.to_thread.run_sync(postgres.ask, query):
+                while await trio.to_thread.run_sync(  # noqa: ASYNC110
+                    postgres.ask, query
+                ):
                     await trio.sleep(0.01)
             assert await connection.fetch_value("SELECT 42") == 42
         await assert_at_rest(pool)

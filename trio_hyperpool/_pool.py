@@ -514,6 +514,7 @@ def _configured(
             )
     if database is None:
         # Left out, it is asked for by the config, but by no other connector.
-        is_optional = connector is None or is_postgres(endpoint)
-        database = "" if is_optional else connector.name
+        database = ""
+        if connector is not None and not is_postgres(endpoint):
+            database = connector.name
     return PoolConfig(endpoint, database, **options)
