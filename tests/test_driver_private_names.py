@@ -93,6 +93,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     ),
     "AsyncConnection._pipeline": lambda: hasattr(a_connection(), "_pipeline"),
     "AsyncConnection.lock": lambda: hasattr(a_connection(), "lock"),
+    "AsyncConnection._prepared.clear": lambda: takes(a_connection()._prepared.clear),
     "AsyncConnection._prepared.prepare_threshold": lambda: (
         a_connection()._prepared.prepare_threshold == 5
     ),

@@ -96,7 +96,9 @@ async def test_environment_and_service_files_count_as_libpq_has_them(
 
 
 def test_what_only_hyper_has_is_refused_before_anything_is_opened() -> None:
-    with pytest.raises(ValueError, match=r"create_mode: only CreateMode\.DO_NOT_CREATE"):
+    with pytest.raises(
+        ValueError, match=r"create_mode: only CreateMode\.DO_NOT_CREATE"
+    ):
         open_pool("postgresql://h/db", create_mode=CreateMode.CREATE)
     with pytest.raises(ValueError, match=r"endpoint: no connection string: .*nonsense"):
         open_pool("nonsense=1")
@@ -281,6 +283,35 @@ async def test_what_after_connect_set_is_kept_by_replacing_a_changed_session(
         assert await pool.fetch_value("SHOW work_mem") == "99MB"
         assert await pool.fetch_value(BACKEND) != first
         assert pool.statistics().retired["changed session"] == 1
+
+
+async def test_a_reset_leaves_what_after_connect_made_of_the_object(
+    postgres: Postgres,
+) -> None:
+    async def after_connect(connection: Any) -> None:
+        await connection.set_autocommit(False)
+
+    async with open_pool(postgres.url, max_size=1, after_connect=after_connect) as pool:
+        first = await pool.fetch_value(BACKEND)
+        async with pool.lease() as connection:
+            await connection.execute("SET lock_timeout = 1")
+            await connection.commit()
+        async with pool.lease() as connection:
+            assert not connection.autocommit
+            assert await connection.fetch_value("SHOW lock_timeout") == "0"
+            assert await connection.fetch_value(BACKEND) == first
+
+
+async def test_closing_the_pool_ends_what_a_borrower_left_running(
+    postgres: Postgres,
+) -> None:
+    async with open_pool(postgres.url, max_size=1) as pool:
+        async with pool.lease() as connection:
+            connection.pgconn.send_query(b"SELECT pg_sleep(62)")
+        await assert_at_rest(pool)
+        assert pool.statistics().retired["returned busy"] == 1
+    left = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(62)'"
+    assert await trio.to_thread.run_sync(postgres.ask, left) == 0
 
 
 async def test_what_before_acquire_sets_costs_no_reset(postgres: Postgres) -> None:

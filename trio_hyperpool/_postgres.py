@@ -168,10 +168,11 @@ class PostgresConnector(Sessions[PostgresConnection[Any]]):
         await super().clean(connection)
         marks = connection.session_marks
         if marks.is_stained:
-            # Not autocommit is a setting that after_connect may have made.
-            async with connection.cursor() as cursor:
-                await connection.set_autocommit(True)
-                await cursor.execute("DISCARD ALL", prepare=False)
+            # Not allowed in a transaction, which without autocommit would begin here.
+            autocommit = connection.autocommit
+            await connection.set_autocommit(True)
+            await connection.execute("DISCARD ALL", prepare=False)
+            await connection.set_autocommit(autocommit)
             connection.forget_prepared()
             marks.is_stained = marks.is_changed = False
         marks.reported = _reported(connection)
