@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests._postgres_server import Postgres, private_folder, running
 from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._errors import HyperdError
 from trio_hyperpool._launch import find_executable
@@ -62,3 +63,10 @@ def own_hyperd(hyperd_path: Path) -> Generator[Server]:
 def db(tmp_path: Path) -> str:
     """The path of a database that does not exist yet."""
     return os.path.realpath(tmp_path / "test.hyper")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Generator[Postgres]:
+    """A PostgreSQL for the session; skips where there is none."""
+    with private_folder() as folder, running(folder) as server:
+        yield server

@@ -727,6 +727,24 @@ async def test_an_exception_in_a_copy_out_stays_that_exception(
     await assert_good_as_new(conn)
 
 
+async def test_a_copy_in_with_many_rows_under_way_is_given_up_in_time(
+    conn: Connection,
+) -> None:
+    """Hyper answers now and then only, and hangs up after ten seconds."""
+    await conn.execute("create temp table t (a int, b text)")
+    conn.cancel_timeout = 1
+    rows = "".join(f"{number},x\n" for number in range(100_000)).encode()
+    with pytest.raises(ValueError, match="mine"):
+        async with conn.cursor().copy("copy t from stdin with (format csv)") as copy:
+            for start in range(0, len(rows), 1000):
+                await copy.write(rows[start : start + 1000])
+            given_up_at = trio.current_time()
+            raise ValueError("mine")
+    assert trio.current_time() - given_up_at < 2
+    if not conn.closed:
+        assert await conn.fetch_value("select count(*) from t") == 0
+
+
 async def test_an_exception_in_a_copy_in_loads_nothing(conn: Connection) -> None:
     await conn.execute("create temp table t (a int)")
     with pytest.raises(ValueError, match="mine"):

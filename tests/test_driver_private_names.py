@@ -93,6 +93,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     ),
     "AsyncConnection._pipeline": lambda: hasattr(a_connection(), "_pipeline"),
     "AsyncConnection.lock": lambda: hasattr(a_connection(), "lock"),
+    "AsyncConnection._prepared.clear": lambda: takes(a_connection()._prepared.clear),
     "AsyncConnection._prepared.prepare_threshold": lambda: (
         a_connection()._prepared.prepare_threshold == 5
     ),
@@ -201,6 +202,12 @@ CHECKS: dict[str, Callable[[], bool]] = {
         PIPELINE(a_connection()), "result_queue"
     ),
     "AsyncPipeline._no_lock": lambda: takes(PIPELINE, None, _no_lock=True),
+    "AsyncCopy._finished": lambda: hasattr(
+        psycopg.AsyncCopy(CURSOR(a_connection())), "_finished"
+    ),
+    "AsyncCopy.writer": lambda: hasattr(
+        psycopg.AsyncCopy(CURSOR(a_connection())), "writer"
+    ),
     "AsyncCopy.formatter.parse_row": lambda: takes(
         psycopg.AsyncCopy(CURSOR(a_connection())).formatter.parse_row, b"1\n"
     ),

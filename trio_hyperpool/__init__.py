@@ -30,6 +30,10 @@ from ._pool import (
     Pool as Pool,
     open_pool as open_pool,
 )
+from ._postgres import (
+    PostgresConnection as PostgresConnection,
+    PostgresConnector as PostgresConnector,
+)
 from ._server import Hyperd as Hyperd, open_hyperd as open_hyperd
 from ._statistics import (
     Holder as Holder,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias, TypedDict, cast
 
-from ._endpoint import parse_endpoint
+from ._endpoint import hide_passwords, is_postgres, parse_endpoint
 
 Hook: TypeAlias = Callable[[Any], Awaitable[object]]
 PasswordSource: TypeAlias = Callable[[], Awaitable[str]]
@@ -88,8 +88,11 @@ class PoolConfig:
         endpoint: ``"host:port"``, ``"host"`` (port 7483), ``"tab.tcp://host:port"`` or
             ``"tab.domain://directory/domain/.s.PGSQL.n"``; several, separated by
             commas, are tried in order. None starts a private ``hyperd`` that lives
-            as long as the pool.
-        database: path of the ``.hyper`` file, as the server sees it.
+            as long as the pool. A libpq connection string, as in
+            ``"postgresql://user@host/db"`` or ``"host=... dbname=..."``, is for
+            PostgreSQL.
+        database: path of the ``.hyper`` file, as the server sees it; of PostgreSQL
+            the name, which may be left to the connection string.
         create_mode: carried out once, by the pool's first connection.
         user: Hyper's default user if None.
         password: a string, or an async callable that is awaited before each
@@ -172,11 +175,14 @@ class PoolConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.endpoint is not None:
-            parse_endpoint(self.endpoint)
-        self._normalise("database", _checked_path(self.database))
-        if not isinstance(self.create_mode, CreateMode):
-            _refuse_type("create_mode", self.create_mode, "a CreateMode")
+        if is_postgres(self.endpoint):
+            if self.database != "":
+                _require_text("database", self.database)
+        else:
+            if self.endpoint is not None:
+                parse_endpoint(self.endpoint)
+            self._normalise("database", _checked_path(self.database))
+        self._check_create_mode()
         self._check_credentials()
         if not isinstance(self.load_balance, bool):
             _refuse_type("load_balance", self.load_balance, "True or False")
@@ -193,6 +199,27 @@ class PoolConfig:
     def _normalise(self, field: str, value: object) -> None:
         object.__setattr__(self, field, value)
 
+    def __repr__(self) -> str:
+        shown = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.repr
+        }
+        if is_postgres(self.endpoint):
+            shown["endpoint"] = hide_passwords(str(self.endpoint))
+        fields = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"PoolConfig({fields})"
+
+    def _check_create_mode(self) -> None:
+        mode = self.create_mode
+        if not isinstance(mode, CreateMode):
+            _refuse_type("create_mode", mode, "a CreateMode")
+        if is_postgres(self.endpoint) and mode is not CreateMode.DO_NOT_CREATE:
+            raise ValueError(
+                "create_mode: only CreateMode.DO_NOT_CREATE is allowed with "
+                f"PostgreSQL, not {mode}"
+            )
+
     def _check_credentials(self) -> None:
         if self.user is not None:
             _require_text("user", self.user)
@@ -207,7 +234,7 @@ class PoolConfig:
             raise TypeError(msg)
         if isinstance(self.password, str) and "\0" in self.password:
             raise ValueError("password: a NUL character is not allowed")
-        if self.user is None:
+        if self.user is None and not is_postgres(self.endpoint):
             raise ValueError(
                 "password: allowed only together with a user, and user is None"
             )

@@ -82,7 +82,10 @@ class Connector(Protocol[ConnectionT]):
         ...
 
     async def clean(self, connection: ConnectionT, /) -> None:
-        """Put a `Condition.DIRTY` connection right, and raise if that fails."""
+        """Put a connection right that is `Condition.DIRTY` or ``ALTERED``.
+
+        It raises if that fails.
+        """
         ...
 
     async def close(self, connection: ConnectionT, /) -> None:

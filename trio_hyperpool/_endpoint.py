@@ -136,6 +136,25 @@ def parse_endpoint(endpoint: str) -> Endpoint:
     raise ValueError(f"endpoint={shown!r}: {reason}; {_ALLOWED}")
 
 
+_URI: Final = ("postgresql://", "postgres://")
+_IN_URI: Final = re.compile(r"(://[^:/@?\s]*):[^@/\s]*@")
+_IN_KEYWORDS: Final = re.compile(
+    r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)"
+)
+
+
+def is_postgres(endpoint: object) -> bool:
+    """Whether this is a libpq connection string: a URI, or keywords and values."""
+    return isinstance(endpoint, str) and (
+        endpoint.startswith(_URI) or ("=" in endpoint and "tab." not in endpoint[:4])
+    )
+
+
+def hide_passwords(conninfo: str) -> str:
+    """Put dots in place of the passwords in a connection string, or a report of one."""
+    return _IN_KEYWORDS.sub(r"\1...", _IN_URI.sub(r"\1:...@", conninfo))
+
+
 def _split(endpoint: object) -> list[str]:
     if not isinstance(endpoint, str):
         message = f"endpoint must be a str, not {endpoint!r}; {_ALLOWED}"

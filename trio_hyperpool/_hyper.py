@@ -19,14 +19,15 @@ from typing import Any, Final
 
 import psycopg
 import trio
-from psycopg import OperationalError, errors, pq, sql
+from psycopg import OperationalError, errors, sql
 from psycopg.conninfo import make_conninfo
 
-from ._config import CreateMode, HealthCheck, PoolConfig
+from ._config import CreateMode, PoolConfig
 from ._endpoint import parse_endpoint
 from ._errors import ConnectError, LeaseError
-from ._hyper_connection import IN_TRANSACTION, HyperConnection
+from ._hyper_connection import HyperConnection
 from ._policy import Condition
+from ._sessions import IN_TRANSACTION, Sessions
 
 __all__ = ["DEFAULT_USER", "HyperConnection", "HyperConnector"]
 
@@ -48,10 +49,8 @@ _SESSIONS: Final = (
     "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE application_name = %s"
 )
 
-_IDLE: Final = pq.TransactionStatus.IDLE
 
-
-class HyperConnector:
+class HyperConnector(Sessions[HyperConnection[Any]]):
     """Opens, judges and ends sessions of one database on one server.
 
     Args:
@@ -64,7 +63,7 @@ class HyperConnector:
     def __init__(self, config: PoolConfig) -> None:
         if config.endpoint is None:
             raise ValueError("endpoint: a HyperConnector needs one, not None")
-        self._config = config
+        super().__init__(config)
         self._endpoint = parse_endpoint(config.endpoint)
         path = os.fspath(config.database)
         # To the server each spelling of a path is a file of its own, which it
@@ -102,7 +101,7 @@ class HyperConnector:
         mode = self._config.create_mode
         if self._prepared or mode is CreateMode.DO_NOT_CREATE:
             return
-        connection = await self._open("", await self._password())
+        connection = await self._open("", await self.password())
         try:
             async with _ddl_lock(str(self._endpoint)):
                 # Another may create it between our DROP and our CREATE.
@@ -128,7 +127,7 @@ class HyperConnector:
                 the user or the database; the cause is psycopg's error, where the
                 database is refused with its SQLSTATE.
         """
-        password = await self._password()
+        password = await self.password()
         try:
             return await self._open(self._path, password)
         except ConnectError as error:
@@ -147,44 +146,6 @@ class HyperConnector:
             raise
         return connection
 
-    def watch(
-        self, connection: HyperConnection[Any], cancel_sent: Callable[[], None], /
-    ) -> None:
-        """Call ``cancel_sent`` whenever a cancel request is sent for it."""
-        connection.watch(cancel_sent)
-
-    def is_alive(self, connection: HyperConnection[Any], /) -> bool:
-        """Whether the socket looks as that of an idle connection does."""
-        return connection.looks_alive()
-
-    async def probe(
-        self, connection: HyperConnection[Any], check: HealthCheck, /
-    ) -> None:
-        """Ask the server for a sign of life.
-
-        A checkpoint unless the check is passive. Cancelled, the connection is to be
-        cleaned.
-
-        Raises:
-            psycopg.OperationalError: if there is none.
-        """
-        if check is HealthCheck.PING:
-            await connection.ping()
-        elif check is HealthCheck.SELECT_ONE:
-            await connection.execute("SELECT 1")
-        elif not connection.looks_alive():
-            raise OperationalError("the connection is closed, or has unread data")
-
-    def lend(self, connection: HyperConnection[Any], /) -> HyperConnection[Any]:
-        """Make a view of the connection for one block."""
-        return connection.lend()
-
-    def adopt(
-        self, connection: HyperConnection[Any], view: HyperConnection[Any], /
-    ) -> None:
-        """Make what ``after_connect`` set on its view hold for every later view."""
-        connection.adopt(view)
-
     def reclaim(
         self,
         connection: HyperConnection[Any],
@@ -197,35 +158,12 @@ class HyperConnector:
         A changed session is told by the statements of the view, not by asking the
         server: see `SessionTraces`.
         """
-        idle = view.end(error)
+        condition = self.end_view(connection, view, error)
         traces = connection.session_traces
         changed, traces.changed = traces.changed, False
-        status = connection.pgconn.transaction_status
-        if connection.is_busy:
-            connection.wake()
-            return Condition.BUSY
-        if not idle or status not in (_IDLE, *IN_TRANSACTION):
-            return Condition.BROKEN
-        if connection.cancel_sent:
-            return Condition.CANCELLED
-        if changed:
+        if changed and condition in (Condition.CLEAN, Condition.DIRTY):
             return Condition.CHANGED
-        if status != _IDLE or connection.pgconn.pipeline_status:
-            return Condition.DIRTY
-        return Condition.CLEAN
-
-    async def clean(self, connection: HyperConnection[Any], /) -> None:
-        """Roll back what is open.
-
-        A checkpoint. Cancelled, the connection is to be discarded.
-
-        Raises:
-            psycopg.OperationalError: if the connection is not idle afterwards.
-        """
-        await connection.rollback()
-        pgconn = connection.pgconn
-        if pgconn.transaction_status != _IDLE or pgconn.pipeline_status:
-            raise OperationalError("the connection is not idle after a rollback")
+        return condition
 
     async def close(self, connection: HyperConnection[Any], /) -> None:
         """Detach every database and end the session.
@@ -271,14 +209,6 @@ class HyperConnector:
             connection.abort()
             raise
         await self.close(connection)
-
-    def discard(self, connection: HyperConnection[Any], /) -> None:
-        """Close the socket at once; who waits on it in another task wakes up."""
-        connection.abort()
-
-    async def _password(self) -> str | None:
-        password = self._config.password
-        return password if isinstance(password, str | None) else await password()
 
     async def _open(self, dbname: str, password: str | None) -> HyperConnection[Any]:
         parameters = self._endpoint.conninfo(load_balance=self._config.load_balance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self, cast
+from typing import Any, Self, cast
 
 from psycopg import (
     AsyncCursor,
@@ -31,8 +31,7 @@ from ._catalogue import (
 from ._cursors import HyperCursor, HyperNamedCursor, refuse_prepare
 from ._driver import TrioConnection
 from ._hyper_types import hyper_adapters
-
-IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+from ._sessions import IN_TRANSACTION
 
 
 class SessionTraces:

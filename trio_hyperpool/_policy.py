@@ -25,6 +25,9 @@ class Condition(enum.Enum):
     DIRTY = "dirty"
     """To be put right by `Connector.clean` before anybody else has it."""
 
+    ALTERED = "altered"
+    """Its session was changed in ways that `Connector.clean` undoes, as a hook may."""
+
     CHANGED = "changed"
     """Its session was changed in ways that only a new connection undoes: retired."""
 
@@ -36,6 +39,11 @@ class Condition(enum.Enum):
 
     BROKEN = "broken"
     """No use any more: discarded."""
+
+    @property
+    def is_cleaned(self) -> bool:
+        """Whether `Connector.clean` puts it right."""
+        return self is Condition.DIRTY or self is Condition.ALTERED
 
 
 class Reason(enum.Enum):

@@ -27,11 +27,14 @@ from ._config import (
     check_wait_timeout,
 )
 from ._connector import Connector
+from ._driver import TrioConnection
+from ._endpoint import is_postgres
 from ._errors import PoolDeadlockError, PoolError
 from ._events import Instrument
 from ._hyper import DEFAULT_USER, HyperConnection, HyperConnector
 from ._lease import Lease
 from ._policy import Reason, backoff
+from ._postgres import PostgresConnector
 from ._server import open_hyperd
 from ._slots import Slot, State
 from ._statistics import PoolStatistics, frozen
@@ -41,6 +44,7 @@ from ._upkeep import Upkeep
 
 ConnectionT = TypeVar("ConnectionT")
 ResultT = TypeVar("ResultT")
+SessionT = TypeVar("SessionT", bound=TrioConnection[Any])
 
 SERIALIZATION_FAILURE = "40001"
 
@@ -123,7 +127,7 @@ class Pool(Generic[ConnectionT]):
         return Lease(self._supply, wait_timeout, frame.f_code, frame.f_lasti)
 
     async def execute(
-        self: Pool[HyperConnection], query: Query, params: Params | None = None
+        self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> AsyncCursor[Any]:
         """Execute one statement on a lease of its own, and return its cursor.
 
@@ -134,36 +138,36 @@ class Pool(Generic[ConnectionT]):
             return await connection.execute(cast("Any", query), params)
 
     async def fetch_all(
-        self: Pool[HyperConnection], query: Query, params: Params | None = None
+        self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> list[Any]:
         """Return all rows of a query, on a lease of its own; see `execute`."""
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_all(query, params)
 
     async def fetch_one(
-        self: Pool[HyperConnection], query: Query, params: Params | None = None
+        self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> Any:
         """Return the first row of a query, or None, on a lease of its own."""
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_one(query, params)
 
     async def fetch_value(
-        self: Pool[HyperConnection], query: Query, params: Params | None = None
+        self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> Any:
         """Return the first value of the first row, or None, on a lease of its own."""
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_value(query, params)
 
     async def execute_command(
-        self: Pool[HyperConnection], query: Query, params: Params | None = None
+        self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> int:
         """Execute one statement on a lease of its own; return the rows affected."""
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.execute_command(query, params)
 
     async def run_transaction(
-        self: Pool[HyperConnection],
-        fn: Callable[[HyperConnection], Awaitable[ResultT]],
+        self: Pool[SessionT],
+        fn: Callable[[SessionT], Awaitable[ResultT]],
         *,
         attempts: int = 5,
     ) -> ResultT:
@@ -510,6 +514,8 @@ def open_pool(
         return _Whole(_running(connector, config))
     if config.endpoint is None:
         return _Whole(_running_with_hyperd(config))
+    if is_postgres(config.endpoint):
+        return _Whole(_running(PostgresConnector(config), config))
     return _Whole(_running(HyperConnector(config), config))
 
 
@@ -537,5 +543,7 @@ def _configured(
             )
     if database is None:
         # Left out, it is asked for by the config, but by no other connector.
-        database = "" if connector is None else connector.name
+        database = ""
+        if connector is not None and not is_postgres(endpoint):
+            database = connector.name
     return PoolConfig(endpoint, database, **options)

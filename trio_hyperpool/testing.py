@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from ._config import CreateMode, PoolOptions
+from ._conformance import ConnectorConformance, Trace, Trial
 from ._errors import HyperdError
 from ._fakes import FakeConnection, FakeConnector, FakeSession, Gate
 from ._hyper_connection import HyperConnection
@@ -25,10 +26,13 @@ from ._pool import Pool, open_pool
 from ._server import Hyperd, open_hyperd
 
 __all__ = [
+    "ConnectorConformance",
     "FakeConnection",
     "FakeConnector",
     "FakeSession",
     "Gate",
+    "Trace",
+    "Trial",
     "assert_at_rest",
     "hyper_pool",
     "hyper_pool_options",

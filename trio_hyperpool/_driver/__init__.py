@@ -7,14 +7,14 @@ converts lists:
   ``_closed``, ``_connect_gen``, ``_exec_command``, ``_get_connection_params``,
   ``_notice_handler``, ``_notice_handlers``, ``_notifies_backlog``,
   ``_notify_handler``, ``_notify_handlers``, ``_num_transactions``, ``_pipeline``,
-  ``_pipeline_nolock``, ``_prepared.prepare_threshold``, ``_prepared.prepared_max``,
+  ``_pipeline_nolock``, ``_prepared.clear``, ``_prepared.prepare_threshold``, ``_prepared.prepared_max``,
   ``_rollback_gen``, ``_should_cancel``, ``_try_cancel``; and, as everything that is
   sent goes through the one, holding the other: ``wait``, ``lock``
 * `AsyncTransaction`: ``_conn``, ``_enter_gen``, ``_exit_gen``, ``_outer_transaction``
 * `AsyncPipeline`: ``_conn``, ``_enqueue_sync``, ``_enter_gen``, ``_exit``,
   ``_exit_gen``, ``_lock``, ``_no_lock``, ``_process_results``, ``_sync_gen``,
   ``command_queue``, ``level``, ``result_queue``
-* `AsyncCopy`: ``formatter.parse_row``
+* `AsyncCopy`: ``_finished``, ``formatter.parse_row``, ``writer``
 * `AsyncCursor`: ``_conn``, ``_convert_query``, ``_execute_gen``, ``_execute_send``,
   ``_get_prepared``, ``_select_current_result``, ``_start_copy_gen``,
   ``_stream_fetchone_gen``, ``_stream_send_gen``, ``_tx``
@@ -39,6 +39,19 @@ one is used that is not among them.
 """
 
 from ._connection import TrioConnection
-from ._cursors import GuardedCursor, GuardedNamedCursor, LiteralQuery
+from ._cursors import (
+    GuardedCursor,
+    GuardedNamedCursor,
+    LiteralQuery,
+    WatchedCursor,
+    WatchedNamedCursor,
+)
 
-__all__ = ["GuardedCursor", "GuardedNamedCursor", "LiteralQuery", "TrioConnection"]
+__all__ = [
+    "GuardedCursor",
+    "GuardedNamedCursor",
+    "LiteralQuery",
+    "TrioConnection",
+    "WatchedCursor",
+    "WatchedNamedCursor",
+]

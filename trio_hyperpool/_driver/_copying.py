@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 from psycopg import AsyncCopy
+from psycopg.copy import AsyncLibpqWriter
 
 
 class LinewiseCopy(AsyncCopy):
@@ -17,6 +20,16 @@ class LinewiseCopy(AsyncCopy):
 
     _lines: deque[bytes] | None = None
     _rest = b""
+
+    async def finish(self, exc: BaseException | None) -> None:
+        """End the COPY; one that is given up ends within ``cancel_timeout``."""
+        if exc is None or not isinstance(self.writer, AsyncLibpqWriter):
+            await super().finish(exc)
+            return
+        self._finished = True
+        # Hyper often has no answer to this, and hangs up after ten seconds.
+        with contextlib.suppress(psycopg.Error):
+            await cast("Any", self.connection).give_up_copy()
 
     async def read_row(self) -> tuple[Any, ...] | None:
         """Read a row of a ``COPY … TO STDOUT WITH (FORMAT TEXT)``; None at the end.

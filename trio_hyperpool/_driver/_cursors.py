@@ -292,3 +292,33 @@ class GuardedNamedCursor(GuardedCursor[Row], AsyncServerCursor[Row]):
     def _scroll_gen(self, value: int, mode: str) -> PQGen[None]:
         self.before_fetch("MOVE")
         yield from super()._scroll_gen(value, mode)
+
+
+class WatchedCursor(AsyncCursor[Row]):
+    """A cursor that shows what it is about to send, and is psycopg's own otherwise."""
+
+    def note(self, text: bytes) -> None:
+        """Take note of a statement; for subclasses."""
+
+    def _get_prepared(
+        self,
+        pgq: PostgresQuery,
+        prepare: bool | None = None,  # noqa: FBT001
+    ) -> tuple[Prepare, bytes]:
+        # What is prepared goes past _execute_send.
+        self.note(pgq.query)
+        return super()._get_prepared(pgq, prepare)
+
+    def _execute_send(
+        self,
+        query: PostgresQuery,
+        *,
+        force_extended: bool = False,
+        binary: bool | None = None,
+    ) -> None:
+        self.note(query.query)
+        super()._execute_send(query, force_extended=force_extended, binary=binary)
+
+
+class WatchedNamedCursor(WatchedCursor[Row], AsyncServerCursor[Row]):
+    """A named cursor of that kind."""

@@ -205,6 +205,10 @@ class DrivenConnection(LendableConnection[Row]):
         """
         await self._turns.clean_up(drain(self.pgconn), patience=0.0)
 
+    async def give_up_copy(self) -> None:
+        """End a COPY whose block is left by an exception, within ``cancel_timeout``."""
+        await self._turns.carry_through(drain(self.pgconn), patience=FIRST_RESEND)
+
     def cancel(self) -> None:
         """Ask the server to stop what it does on this connection. Blocks."""
         if self._should_cancel():

@@ -151,6 +151,10 @@ class LendableConnection(AsyncConnection[Row]):
 
     # For a pool
 
+    def forget_prepared(self) -> None:
+        """Take note that the server has dropped all prepared statements."""
+        self._prepared.clear()
+
     @property
     def cancel_timeout(self) -> float:
         """Seconds for what has to be done after a cancellation; for all views."""
