@@ -1,0 +1,408 @@
+"""What the events of a run amount to: slices of time, in lanes.
+
+All of it may begin in the middle: an end says how long it was since the beginning, so
+that a slice is whole although the event of its beginning was forgotten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import heapq
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias
+
+from ._events import (
+    CancelSent,
+    ConnectionDiscarded,
+    ConnectionFailed,
+    ConnectionOpened,
+    ConnectionOpening,
+    ConnectionRetired,
+    Event,
+    LeaseEnded,
+    LeaseGranted,
+    LeaseRefused,
+    LeaseRequested,
+    LeaseRevoked,
+    PoolClosing,
+    Step,
+    StepBegun,
+    StepEnded,
+)
+from ._statistics import Stopwatch, Timing
+
+Details: TypeAlias = Mapping[str, str | int]
+
+
+class Kind(enum.StrEnum):
+    """What a slice or a mark shows."""
+
+    WAIT = "wait"
+    CONNECTION = "connection"
+    CONNECT = "connect"
+    LEASE = "lease"
+    CHECK = "check"
+    HOOK = "hook"
+    CLEAN = "clean"
+    FAREWELL = "farewell"
+    CANCEL = "cancel"
+    RETIRED = "retired"
+    DISCARDED = "discarded"
+    CLOSING = "closing"
+
+
+STEPS: Final = {
+    Step.HEALTH_CHECK: Kind.CHECK,
+    Step.AFTER_CONNECT: Kind.HOOK,
+    Step.BEFORE_ACQUIRE: Kind.HOOK,
+    Step.AFTER_RELEASE: Kind.HOOK,
+    Step.CLEAN: Kind.CLEAN,
+    Step.FAREWELL: Kind.FAREWELL,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slice:
+    """Something that took time."""
+
+    kind: Kind
+    name: str
+    began: float
+    ended: float
+    """For what is not over, the end of the recording."""
+    details: Details
+    error: str | None = None
+    """Why it did not end well; None if it did, or goes on."""
+    is_over: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that happened in a moment."""
+
+    kind: Kind
+    name: str
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lane:
+    """One connection after the other: each is a slice, and holds what it went through.
+
+    The slices are in the order of their beginnings, what holds others before them.
+    """
+
+    slices: tuple[Slice, ...]
+    marks: tuple[Mark, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """What one pool did."""
+
+    pool: str
+    began: float
+    """The beginning of the first thing known."""
+    ended: float
+    queue: tuple[Slice, ...]
+    """The wait of each lease, in the order of their beginnings."""
+    waiting: tuple[tuple[float, int], ...]
+    """How many wait, and since when."""
+    lanes: tuple[Lane, ...]
+    marks: tuple[Mark, ...]
+
+
+def lay_out(events: Iterable[Event], now: float) -> tuple[Run, ...]:
+    """What each pool did, the pools in the order of their first event.
+
+    Args:
+        events: in the order they happened in.
+        now: the end of the recording: what is not over lasts until then.
+    """
+    pools: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        pools[event.pool].append(event)
+    return tuple(_run(pool, told, now) for pool, told in pools.items())
+
+
+def by_place(run: Run) -> list[tuple[str, Timing, Timing]]:
+    """Where leases were taken, with their waits and uses, the most used first."""
+    waits: dict[str, Stopwatch] = defaultdict(Stopwatch)
+    uses: dict[str, Stopwatch] = defaultdict(Stopwatch)
+    slices = (slice_ for lane in run.lanes for slice_ in lane.slices)
+    for slice_ in (*run.queue, *slices):
+        place = slice_.details.get("taken at")
+        if place is not None:
+            stopwatches = waits if slice_.kind is Kind.WAIT else uses
+            stopwatches[str(place)].add(slice_.ended - slice_.began)
+    table = [(place, waits[place].snapshot(), uses[place].snapshot()) for place in waits]
+    return sorted(table, key=lambda row: (-row[2].sum, row[0]))
+
+
+def in_rows(spans: Iterable[Slice]) -> list[int]:
+    """A row for each span, the lowest where nothing else is at that time.
+
+    Args:
+        spans: in the order of their beginnings.
+    """
+    rows: list[int] = []
+    free: list[int] = []
+    busy: list[tuple[float, int]] = []
+    for span in spans:
+        while busy and busy[0][0] <= span.began:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        row = heapq.heappop(free) if free else len(busy)
+        heapq.heappush(busy, (span.ended, row))
+        rows.append(row)
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def _run(pool: str, events: Sequence[Event], now: float) -> Run:
+    story = _Story(now)
+    for event in events:
+        story.add(event)
+    story.end()
+    queue = sorted(story.waits, key=_beginning)
+    lives = sorted(
+        (story.life(connection) for connection in story.connections),
+        key=lambda life: _beginning(life[0]),
+    )
+    lanes: list[tuple[list[Slice], list[Mark]]] = []
+    rows = in_rows(life[0] for life in lives)
+    for row, life in zip(rows, lives, strict=True):
+        if row == len(lanes):
+            lanes.append(([], []))
+        slices, marks = lanes[row]
+        slices += life
+        marks += story.connections[int(life[0].details["connection"])].marks
+    whole = (*queue, *(life[0] for life in lives))
+    return Run(
+        pool,
+        min([events[0].at, *(slice_.began for slice_ in whole)]),
+        max([events[-1].at, *(slice_.ended for slice_ in whole)]),
+        tuple(queue),
+        tuple(_levels(queue)),
+        tuple(Lane(tuple(slices), tuple(marks)) for slices, marks in lanes),
+        tuple(story.marks),
+    )
+
+
+def _short(task: str) -> str:
+    """What tells tasks apart, of a name that is that of a function."""
+    return re.sub(r"^(\w+\.|<locals>\.)+(?=\w)", "", task)
+
+
+def _beginning(slice_: Slice) -> tuple[float, float]:
+    return slice_.began, -slice_.ended
+
+
+def _levels(waits: Iterable[Slice]) -> Iterator[tuple[float, int]]:
+    changes: Counter[float] = Counter()
+    for wait in waits:
+        changes[wait.began] += 1
+        if wait.is_over:
+            changes[wait.ended] -= 1
+    level = 0
+    for at in sorted(changes):
+        if changes[at]:
+            level += changes[at]
+            yield at, level
+
+
+@dataclasses.dataclass(slots=True)
+class _Connection:
+    parts: list[Slice] = dataclasses.field(default_factory=list[Slice])
+    marks: list[Mark] = dataclasses.field(default_factory=list[Mark])
+    is_over: bool = False
+
+
+class _Story:
+    """One pool's events, put together to slices and marks."""
+
+    def __init__(self, now: float) -> None:
+        self.waits: list[Slice] = []
+        self.connections: dict[int, _Connection] = defaultdict(_Connection)
+        self.marks: list[Mark] = []
+        self._now = now
+        self._requests: dict[int, LeaseRequested] = {}
+        self._grants: dict[int, LeaseGranted] = {}
+        self._attempts: dict[int, ConnectionOpening] = {}
+        self._steps: dict[tuple[int, Step], StepBegun] = {}
+
+    def add(self, event: Event) -> None:
+        """Take in one more."""
+        match event:
+            case LeaseRequested():
+                self._requests[event.lease] = event
+            case LeaseGranted():
+                self._grants[event.lease] = event
+                self._add_wait(event, None)
+            case LeaseRefused():
+                self._add_wait(event, event.error)
+                self._requests.pop(event.lease, None)
+            case LeaseEnded():
+                self._add_use(event, None)
+            case LeaseRevoked():
+                self._add_use(event, "revoked")
+            case PoolClosing():
+                self.marks.append(Mark(Kind.CLOSING, "closing", event.at))
+            case _:
+                self._add_of_connection(event)
+
+    def _add_of_connection(self, event: Event) -> None:
+        match event:
+            case ConnectionOpening():
+                self._attempts[event.connection] = event
+            case ConnectionOpened():
+                self._add_attempt(event, None)
+            case ConnectionFailed():
+                self._add_attempt(event, event.error)
+                self.connections[event.connection].is_over = True
+            case ConnectionRetired():
+                self._add_end(event, Kind.RETIRED)
+            case ConnectionDiscarded():
+                self._add_end(event, Kind.DISCARDED)
+            case CancelSent():
+                mark = Mark(Kind.CANCEL, "cancel sent", event.at)
+                self.connections[event.connection].marks.append(mark)
+            case StepBegun():
+                self._steps[event.connection, event.step] = event
+            case StepEnded():
+                self._add_step(event)
+            case _:  # a timeout is told once more by the refusal that follows
+                pass
+
+    def end(self) -> None:
+        """Let what is not over last until now."""
+        for lease, request in self._requests.items():
+            if lease not in self._grants:
+                self.waits.append(self._of_lease(Kind.WAIT, lease, request.at))
+        for lease, grant in self._grants.items():
+            use = self._of_lease(Kind.LEASE, lease, grant.at)
+            self.connections[grant.connection].parts.append(use)
+        for connection, attempt in self._attempts.items():
+            connect = self._attempt(attempt, attempt.at)
+            self.connections[connection].parts.append(connect)
+        for connection, step in self._steps:
+            begun = self._steps[connection, step]
+            self.connections[connection].parts.append(self._step(step, begun.at))
+
+    def life(self, connection: int) -> list[Slice]:
+        """The whole of what a connection went through, and then each part."""
+        known = self.connections[connection]
+        parts = sorted(known.parts, key=_beginning)
+        times = [mark.at for mark in known.marks]
+        times += [time for part in parts for time in (part.began, part.ended)]
+        whole = self._slice(
+            Kind.CONNECTION,
+            f"connection {connection}",
+            min(times),
+            max(times) if known.is_over else None,
+            {"connection": connection},
+        )
+        return [whole, *parts]
+
+    def _add_wait(self, event: LeaseGranted | LeaseRefused, error: str | None) -> None:
+        request = self._requests.get(event.lease)
+        began = request.at if request else event.at - event.waited
+        wait = self._of_lease(Kind.WAIT, event.lease, began, event.at, error)
+        self.waits.append(wait)
+
+    def _add_use(self, event: LeaseEnded | LeaseRevoked, error: str | None) -> None:
+        grant = self._grants.get(event.lease)
+        began = grant.at if grant else event.at - event.used
+        use = self._of_lease(Kind.LEASE, event.lease, began, event.at, error)
+        self.connections[event.connection].parts.append(use)
+        self._grants.pop(event.lease, None)
+        self._requests.pop(event.lease, None)
+
+    def _add_attempt(
+        self, event: ConnectionOpened | ConnectionFailed, error: str | None
+    ) -> None:
+        attempt = self._attempts.pop(event.connection, None)
+        began = attempt.at if attempt else event.at - event.took
+        connect = self._attempt(attempt, began, event.at, error)
+        self.connections[event.connection].parts.append(connect)
+
+    def _add_step(self, event: StepEnded) -> None:
+        begun = self._steps.pop((event.connection, event.step), None)
+        began = begun.at if begun else event.at - event.took
+        connection = self.connections[event.connection]
+        connection.parts.append(self._step(event.step, began, event.at, event.error))
+        # Its retirement may have been forgotten.
+        connection.is_over |= event.step is Step.FAREWELL
+
+    def _add_end(
+        self, event: ConnectionRetired | ConnectionDiscarded, kind: Kind
+    ) -> None:
+        connection = self.connections[event.connection]
+        connection.is_over = True
+        connection.marks.append(Mark(kind, f"{kind}: {event.reason}", event.at))
+
+    def _of_lease(
+        self,
+        kind: Kind,
+        lease: int,
+        began: float,
+        ended: float | None = None,
+        error: str | None = None,
+    ) -> Slice:
+        details: dict[str, str | int] = {"lease": lease}
+        request, grant = self._requests.get(lease), self._grants.get(lease)
+        if request:
+            details |= {"task": request.task, "taken at": request.taken_at}
+        if grant and kind is Kind.LEASE:
+            details["waited"] = duration(grant.waited)
+        name = _short(request.task) if request else f"lease {lease}"
+        return self._slice(kind, name, began, ended, details, error)
+
+    def _attempt(
+        self,
+        attempt: ConnectionOpening | None,
+        began: float,
+        ended: float | None = None,
+        error: str | None = None,
+    ) -> Slice:
+        asked_by = attempt.lease if attempt else None
+        details = {} if asked_by is None else {"asked for by lease": asked_by}
+        return self._slice(Kind.CONNECT, "connect", began, ended, details, error)
+
+    def _step(
+        self,
+        step: Step,
+        began: float,
+        ended: float | None = None,
+        error: str | None = None,
+    ) -> Slice:
+        return self._slice(STEPS[step], step.value, began, ended, {}, error)
+
+    def _slice(
+        self,
+        kind: Kind,
+        name: str,
+        began: float,
+        ended: float | None,
+        details: Details,
+        error: str | None = None,
+    ) -> Slice:
+        is_over = ended is not None
+        return Slice(
+            kind,
+            name,
+            began,
+            self._now if ended is None else ended,
+            details,
+            error,
+            is_over,
+        )
