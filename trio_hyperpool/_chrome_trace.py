@@ -30,7 +30,9 @@ def trace_events(runs: Iterable[Run], zero: float) -> list[TraceEvent]:
         names += _names(run, pid)
         events += _events(run, pid, zero)
     # At one time, what holds others comes before them, and an end after its beginning.
-    events.sort(key=lambda event: (event["ts"], event["ph"] == "e", -event.get("dur", 0)))
+    events.sort(
+        key=lambda event: (event["ts"], event["ph"] == "e", -event.get("dur", 0))
+    )
     return [*names, *events]
 
 

@@ -138,7 +138,9 @@ def by_place(run: Run) -> list[tuple[str, Timing, Timing]]:
         if place is not None:
             stopwatches = waits if slice_.kind is Kind.WAIT else uses
             stopwatches[str(place)].add(slice_.ended - slice_.began)
-    table = [(place, waits[place].snapshot(), uses[place].snapshot()) for place in waits]
+    table = [
+        (place, waits[place].snapshot(), uses[place].snapshot()) for place in waits
+    ]
     return sorted(table, key=lambda row: (-row[2].sum, row[0]))
 
 
@@ -174,10 +176,8 @@ def _run(pool: str, events: Sequence[Event], now: float) -> Run:
         story.add(event)
     story.end()
     queue = sorted(story.waits, key=_beginning)
-    lives = sorted(
-        (story.life(connection) for connection in story.connections),
-        key=lambda life: _beginning(life[0]),
-    )
+    lives = [story.life(connection) for connection in sorted(story.connections)]
+    lives.sort(key=lambda life: life[0].began)
     lanes: list[tuple[list[Slice], list[Mark]]] = []
     rows = in_rows(life[0] for life in lives)
     for row, life in zip(rows, lives, strict=True):
@@ -291,17 +291,17 @@ class _Story:
         for lease, grant in self._grants.items():
             use = self._of_lease(Kind.LEASE, lease, grant.at)
             self.connections[grant.connection].parts.append(use)
+        for (connection, step), begun in self._steps.items():
+            self.connections[connection].parts.append(self._step(step, begun.at))
         for connection, attempt in self._attempts.items():
             connect = self._attempt(attempt, attempt.at)
             self.connections[connection].parts.append(connect)
-        for connection, step in self._steps:
-            begun = self._steps[connection, step]
-            self.connections[connection].parts.append(self._step(step, begun.at))
 
     def life(self, connection: int) -> list[Slice]:
         """The whole of what a connection went through, and then each part."""
         known = self.connections[connection]
-        parts = sorted(known.parts, key=_beginning)
+        # What holds others is not over before they are, and known after them.
+        parts = sorted(reversed(known.parts), key=_beginning)
         times = [mark.at for mark in known.marks]
         times += [time for part in parts for time in (part.began, part.ended)]
         whole = self._slice(

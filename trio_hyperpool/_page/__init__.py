@@ -55,6 +55,7 @@ def render(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["duration"] = duration
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     ended = max((run.ended for run in runs), default=zero)
     return environment.from_string((files / "page.html").read_text("utf-8")).render(
         runs=runs,

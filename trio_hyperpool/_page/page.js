@@ -110,12 +110,10 @@
 
   const level = (into, { pool, top, height, most }) => {
     const y = (tasks) => top + height - 2 - (tasks / Math.max(most, 1)) * (height - 12);
-    let path = `M${GUTTER} ${y(0)}`, now = 0;
-    for (const [at, tasks] of pool.waiting) {
-      if (at > view.to) break;
-      path += `H${inside(x(at))}V${y(tasks)}`;
-      now = tasks;
-    }
+    const before = pool.waiting.findLast(([at]) => at < view.from)?.[1] ?? 0;
+    let path = `M${GUTTER} ${y(0)}V${y(before)}`;
+    for (const [at, tasks] of pool.waiting)
+      if (at >= view.from && at <= view.to) path += `H${x(at)}V${y(tasks)}`;
     into.append(element("path", { class: "level", d: `${path}H${inside(x(Math.min(end, view.to)))}V${y(0)}Z` }));
   };
 
