@@ -19,8 +19,8 @@ from playwright.sync_api import sync_playwright
 
 from trio_hyperpool import (
     CreateMode,
-    Hyperd,
     HyperConnection,
+    Hyperd,
     HyperdError,
     Pool,
     PoolError,

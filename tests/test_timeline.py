@@ -68,7 +68,7 @@ async def test_a_lease_is_a_wait_in_the_queue_and_a_slice_of_its_connection(
         await hold(pool, 3)
         place = str(only_run(timeline).queue[0].details["taken at"])
     task = trio.lowlevel.current_task().name
-    who = {"lease": 1, "task": task, "taken at": place}
+    who: dict[str, str | int] = {"lease": 1, "task": task, "taken at": place}
     name = task.rpartition(".")[2]
     assert place.rpartition(":")[0].endswith("_invariants.py")
     assert only_run(timeline) == Run(
@@ -161,6 +161,19 @@ async def test_what_did_not_go_well_says_why(autojump_clock: MockClock) -> None:
         "retired: revoked",
         "retired: failed hook",
     ]
+
+
+async def test_a_wait_that_timed_out_is_told_once(autojump_clock: MockClock) -> None:
+    async with fake_pool(max_size=1) as pool, pool.lease():
+        timeline = timing(pool)
+        with pytest.raises(PoolTimeoutError):
+            async with pool.lease(wait_timeout=2):
+                pass
+        run = only_run(timeline)
+    assert [(w.began, w.ended, w.error) for w in run.queue] == [
+        (0, 2, "PoolTimeoutError")
+    ]
+    assert run.lanes == ()
 
 
 async def test_a_cancel_request_and_a_lost_connection_are_marks(

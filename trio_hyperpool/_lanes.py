@@ -12,7 +12,7 @@ import heapq
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 from ._events import (
     CancelSent,
@@ -301,7 +301,8 @@ class _Story:
         """The whole of what a connection went through, and then each part."""
         known = self.connections[connection]
         # What holds others is not over before they are, and known after them.
-        parts = sorted(reversed(known.parts), key=_beginning)
+        parts = [*reversed(known.parts)]
+        parts.sort(key=_beginning)
         times = [mark.at for mark in known.marks]
         times += [time for part in parts for time in (part.began, part.ended)]
         whole = self._slice(
@@ -365,7 +366,7 @@ class _Story:
         if grant and kind is Kind.LEASE:
             details["waited"] = duration(grant.waited)
         name = _short(request.task) if request else f"lease {lease}"
-        return self._slice(kind, name, began, ended, details, error)
+        return self._slice(kind, name, began, ended, details, error=error)
 
     def _attempt(
         self,
@@ -376,7 +377,7 @@ class _Story:
     ) -> Slice:
         asked_by = attempt.lease if attempt else None
         details = {} if asked_by is None else {"asked for by lease": asked_by}
-        return self._slice(Kind.CONNECT, "connect", began, ended, details, error)
+        return self._slice(Kind.CONNECT, "connect", began, ended, details, error=error)
 
     def _step(
         self,
@@ -385,7 +386,7 @@ class _Story:
         ended: float | None = None,
         error: str | None = None,
     ) -> Slice:
-        return self._slice(STEPS[step], step.value, began, ended, {}, error)
+        return self._slice(STEPS[step], step.value, began, ended, {}, error=error)
 
     def _slice(
         self,
@@ -394,15 +395,8 @@ class _Story:
         began: float,
         ended: float | None,
         details: Details,
+        *,
         error: str | None = None,
     ) -> Slice:
-        is_over = ended is not None
-        return Slice(
-            kind,
-            name,
-            began,
-            self._now if ended is None else ended,
-            details,
-            error,
-            is_over,
-        )
+        until = self._now if ended is None else ended
+        return Slice(kind, name, began, until, details, error, ended is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import os
 from collections import deque
@@ -42,7 +42,7 @@ class Timeline:
         if limit < 1:
             raise ValueError(f"limit: at least 1 event is allowed, not {limit!r}")
         self._events: deque[Event] = deque(maxlen=limit)
-        self._first: tuple[float, datetime.datetime] | None = None
+        self._first: tuple[float, dt.datetime] | None = None
         self._count: int = 0
 
     def __repr__(self) -> str:
@@ -58,7 +58,7 @@ class Timeline:
         self._count += 1
         self._events.append(event)
         if self._first is None:
-            self._first = event.at, datetime.datetime.now(datetime.UTC)
+            self._first = event.at, dt.datetime.now(dt.UTC)
 
     def write_chrome_trace(self, path: StrPath, /) -> None:
         """Write the run as Chrome trace events, for https://ui.perfetto.dev to open.
@@ -123,5 +123,5 @@ class Timeline:
         if self._first is None:
             return ""
         first, date = self._first
-        date += datetime.timedelta(seconds=at - first)
+        date += dt.timedelta(seconds=at - first)
         return f"{date:%Y-%m-%d %H:%M:%S} UTC"

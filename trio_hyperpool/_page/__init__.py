@@ -13,8 +13,8 @@ from typing import Any, Final, TypeAlias
 import jinja2
 from markupsafe import Markup
 
-from .._lanes import Lane, Mark, Run, Slice, by_place, duration, in_rows
-from .._statistics import PoolStatistics
+from trio_hyperpool._lanes import Lane, Mark, Run, Slice, by_place, duration, in_rows
+from trio_hyperpool._statistics import PoolStatistics
 
 Json: TypeAlias = dict[str, Any]
 
