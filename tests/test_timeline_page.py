@@ -67,6 +67,7 @@ class Seen:
         tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         tab.on("request", lambda request: self.requests.append(request.url))
         tab.goto(page.as_uri())
+        self.wait_until_drawn()
 
     def slices(self, kind: str) -> Any:
         return self.tab.locator(f"#lanes [data-kind={kind}]")
@@ -77,9 +78,16 @@ class Seen:
         text: str = self.tab.locator("#tip").inner_text()
         return " ".join(text.split())
 
+    def wait_until_drawn(self) -> None:
+        """The page draws once a frame."""
+        self.tab.evaluate(
+            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
+
     @property
     def span(self) -> float:
         """How many seconds are shown."""
+        self.wait_until_drawn()
         text: str = self.tab.locator("#span").inner_text()
         number, unit, _ = text.split()
         return float(number) * {"s": 1, "ms": 1e-3, "µs": 1e-6}[unit]
@@ -160,6 +168,7 @@ def test_wheel_buttons_keys_and_mouse_zoom_and_move(seen: Seen) -> None:
     tab.mouse.down()
     tab.mouse.move(middle[0] - 400, middle[1])
     tab.mouse.up()
+    seen.wait_until_drawn()
     assert float(first.text_content().split()[0]) > float(before.split()[0])
 
     tab.locator("#all").click()
@@ -177,6 +186,7 @@ def test_wheel_buttons_keys_and_mouse_zoom_and_move(seen: Seen) -> None:
 
 def test_what_is_too_short_to_be_seen_apart_is_told_together(seen: Seen) -> None:
     seen.tab.locator("#all").click()
+    seen.wait_until_drawn()
     tip = seen.tip(seen.slices("lease").nth(6))
     assert tip.startswith("40 \u00d7 lease in all 40 ms")
     seen.tab.mouse.wheel(0, -3000)

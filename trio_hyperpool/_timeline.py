@@ -25,7 +25,7 @@ class Timeline:
     Add it to one or more pools, each with a name of its own. It may be written at any
     time, as often as one likes, in or after `trio.run`; what is not over yet is shown
     as such. Writing is no checkpoint: it keeps every task waiting for as long as it
-    takes, about a second for 100,000 events.
+    takes, a second or two for 100,000 events.
 
     Args:
         limit: how many events are kept; with one more, the oldest is forgotten. An

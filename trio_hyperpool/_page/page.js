@@ -9,7 +9,8 @@
   const PLACE = { connection: [0.12, 0.76], hook: [0.3, 0.64] };
   const view = { from: 0, to: end };
   const margin = end * 0.01;
-  let shown = [];
+  let shown = []; // what the elements' data-shown are the numbers of
+  let frame = null;
 
   const element = (name, attributes, text) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -44,13 +45,13 @@
   });
   svg.setAttribute("height", bottom + 4);
 
-  const width = () => Math.max(svg.clientWidth - GUTTER - RIGHT, 1);
-  const x = (time) => GUTTER + ((time - view.from) / (view.to - view.from)) * width();
-  const timeAt = (pixel) => view.from + ((pixel - GUTTER) / width()) * (view.to - view.from);
-  const inside = (pixel) => Math.min(Math.max(pixel, GUTTER), GUTTER + width());
+  let width = 1; // of what stands for the time shown
+  const x = (time) => GUTTER + ((time - view.from) / (view.to - view.from)) * width;
+  const timeAt = (pixel) => view.from + ((pixel - GUTTER) / width) * (view.to - view.from);
+  const inside = (pixel) => Math.min(Math.max(pixel, GUTTER), GUTTER + width);
 
   const axis = (into) => {
-    const rough = ((view.to - view.from) * 110) / width();
+    const rough = ((view.to - view.from) * 110) / width;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((n) => n * power).find((size) => size >= rough);
     const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
@@ -117,7 +118,15 @@
     into.append(element("path", { class: "level", d: `${path}H${inside(x(Math.min(end, view.to)))}V${y(0)}Z` }));
   };
 
+  const hide = () => {
+    tip.hidden = true;
+    for (const lit of svg.querySelectorAll(".lit")) lit.classList.remove("lit");
+  };
+
   const draw = () => {
+    frame = null;
+    hide();
+    width = Math.max(svg.clientWidth - GUTTER - RIGHT, 1);
     shown = [];
     const all = document.createDocumentFragment();
     axis(all);
@@ -131,7 +140,7 @@
       }
       all.append(element("text", { class: `label ${kind === "pool" ? kind : ""}`, x: 2, y: top + Math.min(height / 2 + 4, 20) }, label));
       if (note) all.append(element("text", { x: 2, y: top + 36 }, note));
-      all.append(element("line", { class: "rule", x1: 0, x2: GUTTER + width(), y1: top, y2: top }));
+      all.append(element("line", { class: "rule", x1: 0, x2: GUTTER + width, y1: top, y2: top }));
       if (kind === "level") level(all, one);
       if (kind === "queue") {
         const row = (height - 6) / one.pool.rows;
@@ -155,8 +164,7 @@
     const middle = (from + to) / 2;
     view.from = Math.min(Math.max(middle - span / 2, least), most - span);
     view.to = view.from + span;
-    hide();
-    draw();
+    frame ??= requestAnimationFrame(draw); // however often the wheel turns meanwhile
   };
   const zoom = (factor, around = (view.from + view.to) / 2) =>
     show(around - (around - view.from) * factor, around + (view.to - around) * factor);
@@ -165,11 +173,6 @@
     show(view.from + by, view.to + by);
   };
   const all = () => show(-margin, end + margin);
-
-  const hide = () => {
-    tip.hidden = true;
-    for (const lit of svg.querySelectorAll(".lit")) lit.classList.remove("lit");
-  };
 
   const line = (name, text, className) => {
     const made = document.createElement(name);
@@ -220,7 +223,7 @@
   });
   svg.addEventListener("pointermove", (event) => {
     if (dragged === null) return tell(event);
-    move((dragged - event.clientX) / width());
+    move((dragged - event.clientX) / width);
     dragged = event.clientX;
   });
   const drop = () => {
@@ -234,7 +237,7 @@
     const pixel = event.clientX - svg.getBoundingClientRect().left;
     if (pixel < GUTTER) return; // there the wheel scrolls the page
     event.preventDefault();
-    if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) move(event.deltaX / width());
+    if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) move(event.deltaX / width);
     else zoom(1.0015 ** event.deltaY, timeAt(pixel));
   }, { passive: false });
   svg.addEventListener("dblclick", (event) =>
