@@ -19,16 +19,8 @@ from tests._invariants import fake_pool, hold, settle
 from trio_hyperpool import HookError, Pool, PoolTimeoutError, open_pool
 from trio_hyperpool._chrome_trace import QUEUE, trace_events
 from trio_hyperpool._events import ConnectionDiscarded
-from trio_hyperpool._lanes import (
-    Kind,
-    Lane,
-    Mark,
-    Run,
-    Slice,
-    by_place,
-    duration,
-    lay_out,
-)
+from trio_hyperpool._lanes import Lane, Run, by_place, lay_out
+from trio_hyperpool._slices import Kind, Mark, Slice, duration
 from trio_hyperpool._statistics import Timing
 from trio_hyperpool.telemetry import Timeline
 from trio_hyperpool.testing import FakeConnector, Gate

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
-from ._lanes import Details, Mark, Run, Slice
+from ._lanes import Run
+from ._slices import Details, Mark, Slice
 
 TraceEvent: TypeAlias = dict[str, Any]
 

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeAlias
 import jinja2
 from markupsafe import Markup
 
-from trio_hyperpool._lanes import Lane, Mark, Run, Slice, by_place, duration, in_rows
+from trio_hyperpool._lanes import Lane, Run, by_place, in_rows
+from trio_hyperpool._slices import Mark, Slice, duration
 from trio_hyperpool._statistics import PoolStatistics
 
 Json: TypeAlias = dict[str, Any]
