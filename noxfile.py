@@ -43,7 +43,9 @@ def run_tests(
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run every test on the Python that runs nox, all but the slow ones on others."""
-    session.install(".[binary,hyperd]", "--group", "tests")
+    session.install(".[binary,hyperd,timeline]", "--group", "tests")
+    if session.python == HERE:
+        session.install("--group", "browser")
     selection = () if session.python == HERE else ("-m", "not slow")
     run_tests(session, "coverage", "run", "-m", "pytest", *selection)
 

@@ -13,20 +13,20 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 @pytest.mark.slow
 def test_the_life_of_a_connection_is_drawn_as_it_is() -> None:
-    spec = importlib.util.spec_from_file_location("pictures", DOCS / "pictures.py")
+    spec = importlib.util.spec_from_file_location("life", DOCS / "pictures" / "life.py")
     assert spec is not None
     assert spec.loader is not None
-    pictures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pictures)
+    life = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(life)
     source = (DOCS / "pictures" / "life.dot").read_text()
     drawn = {
-        (pictures.GONE if was == "start" else was, fact, is_now)
+        (life.GONE if was == "start" else was, fact, is_now)
         for was, is_now, facts in re.findall(r'(\w+) -> (\w+) \[label="(.*?)"', source)
         for fact in facts.split(r"\n")
     }
     # The rarest move, an expired connection that is replaced, may not be seen here.
-    seen = pictures.lived(300)
+    seen = life.lived(300)
     assert seen <= drawn
     assert len(seen) >= len(drawn) - 1
-    assert pictures.drawn(drawn) == source
+    assert life.drawn(drawn) == source
     assert "open_failed" in (DOCS / "pictures" / "life.svg").read_text()

@@ -20,6 +20,7 @@ from ._events import (
     StepEnded,
     WaitTimedOut,
 )
+from ._timeline import Timeline
 
 __all__ = [
     "CancelSent",
@@ -39,5 +40,6 @@ __all__ = [
     "Step",
     "StepBegun",
     "StepEnded",
+    "Timeline",
     "WaitTimedOut",
 ]
