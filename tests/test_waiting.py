@@ -266,7 +266,9 @@ async def test_a_timeout_without_any_lease_says_so(autojump_clock: MockClock) ->
     async with fake_pool(connector, max_size=1) as pool, trio.open_nursery() as nursery:
         nursery.start_soon(hold, pool, 0)
         await wait_all_tasks_blocked()
-        with pytest.raises(PoolTimeoutError, match="0 of 1 places leased, 1 busy opening"):
+        with pytest.raises(
+            PoolTimeoutError, match="0 of 1 places leased, 1 busy opening"
+        ):
             async with pool.lease(wait_timeout=1):
                 pass
 

@@ -164,10 +164,13 @@ class PoolStatistics:
             }.items()
             if count
         ]
+        states = (
+            f"{self.idle} idle, {self.leased} leased, "
+            f"{self.opening} opening, {self.cleaning} cleaning"
+        )
         lines = [
             f"{self.name}: {self.situation}",
-            f"connections: {self.size} of {self.max_size}: {self.idle} idle, "
-            f"{self.leased} leased, {self.opening} opening, {self.cleaning} cleaning",
+            f"connections: {self.size} of {self.max_size}: {states}",
             f"leases: {self.leases}; cancelled queries: {self.cancelled_queries}",
             f"time waited: {_words(self.wait)}",
             f"time used: {_words(self.use)}",

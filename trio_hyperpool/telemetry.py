@@ -20,6 +20,7 @@ from ._events import (
     StepEnded,
     WaitTimedOut,
 )
+from ._live import live_view
 
 __all__ = [
     "CancelSent",
@@ -40,4 +41,5 @@ __all__ = [
     "StepBegun",
     "StepEnded",
     "WaitTimedOut",
+    "live_view",
 ]
