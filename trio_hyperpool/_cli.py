@@ -145,7 +145,9 @@ async def _run_top(options: argparse.Namespace) -> None:
         await _top.top(
             options.sockets, once=options.once, as_json=options.json, svg=options.svg
         )
-    except _top.NothingToSeeError as error:
+    except BrokenPipeError:
+        raise
+    except (OSError, _top.NothingToSeeError) as error:
         raise SystemExit(f"{options.prog}: {error}") from None
 
 

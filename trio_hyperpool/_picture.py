@@ -67,9 +67,9 @@ def picture(snapshot: Snapshot, gone: float | None = None) -> RenderableType:
     return Panel(
         Group(*parts),
         box=box.ROUNDED,
-        title=Text(f" {_clean(now.name)} ", "bold"),
+        title=Text(_clean(now.name), "bold"),
         title_align="left",
-        subtitle=Text(f" {about} ", "bold red" if gone is not None else "dim"),
+        subtitle=Text(about, "bold red" if gone is not None else "dim"),
         subtitle_align="right",
         border_style="red" if gone is not None else _mood(snapshot),
         padding=(0, 1),
@@ -83,8 +83,15 @@ def _mood(snapshot: Snapshot) -> str:
 
 
 def _headline(snapshot: Snapshot) -> Text:
-    said = _clean(snapshot.statistics.situation)
-    return Text(f"{said[0].upper()}{said[1:]}.", f"bold {_mood(snapshot)}")
+    said = [snapshot.statistics.situation]
+    for note in snapshot.notes:
+        # Of a refused lease there is a reason, too.
+        if note.ago < LATELY and not note.what.startswith("lease refused"):
+            times = f", {note.count} times" if note.count > 1 else ""
+            said.append(f"{note.what}{times}")
+            break
+    sentences = " ".join(f"{one[0].upper()}{one[1:]}." for one in said)
+    return Text(_clean(sentences), f"bold {_mood(snapshot)}")
 
 
 def _places(now: PoolStatistics, width: int = 60) -> Table:
@@ -122,7 +129,9 @@ def _minute(minute: Minute, now: PoolStatistics) -> Table:
     waiting = Text(f"{now.waiting} now", "bold yellow" if now.waiting else "")
     rate = f"{minute.rate(LATELY):.3g} each second"
     wait, use = _timing(minute.wait(LATELY)), _timing(minute.use(LATELY))
-    table.add_row("", Text(f"last {LATELY} s", "dim"), Text("last minute", "dim"))
+    table.add_row(
+        "", Text(f"last {LATELY} s", "dim"), Text("last minute", "dim", justify="right")
+    )
     table.add_row(_label("leases"), rate, _Bars(minute.leases, "blue"))
     table.add_row(_label("waited"), wait, _Bars(minute.wait_max, "yellow"))
     table.add_row(_label("used"), use, _Bars(means, "green"))
@@ -213,22 +222,26 @@ def _ended(now: PoolStatistics) -> Table:
 
 def _notes(snapshot: Snapshot) -> Table:
     table = _table()
-    table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, ratio=1)
+    table.expand = True
     for number, note in enumerate(snapshot.notes):
         is_fresh = note.ago < LATELY
-        who = _clean(note.who)
-        if note.after is not None:
-            who += f" after {duration(note.after)}"
+        who = Text(_clean(note.who))
+        if note.taken_at:
+            if note.after is not None:
+                who.append(f" after {duration(note.after)}")
+            who.append("  ").append(_place(note.taken_at))
+        if not is_fresh:
+            who.stylize("dim")
         table.add_row(
             _label("lately" if not number else ""),
             Text(f"{duration(round(note.ago))} ago", "" if is_fresh else "dim"),
             Text(f"{note.count} times" if note.count > 1 else "", "bold"),
             Text(_clean(note.what), "red" if is_fresh else "dim"),
-            Text(who, "" if is_fresh else "dim"),
-            _place(note.taken_at),
+            who,
         )
     return table
 
