@@ -136,7 +136,7 @@ async def test_what_went_wrong_before_the_viewer_came_is_told(
 async def test_a_pool_of_hyper_tells_what_it_does_and_nothing_secret(
     runtime_dir: Path, hyper_pool: Pool[HyperConnection]
 ) -> None:
-    async with live_view(hyper_pool) as path:
+    async with live_view(hyper_pool) as path:  # noqa: SIM117
         async with hyper_pool.lease() as connection:
             value = await connection.fetch_value("SELECT 'hidden' || %s", ("hidden",))
             assert value == "hiddenhidden"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pty
@@ -24,7 +25,7 @@ from tests._invariants import fake_pool
 from trio_hyperpool import _cli, _live, _top
 from trio_hyperpool._picture import picture
 from trio_hyperpool._scene import scene
-from trio_hyperpool._snapshot import Minute, Note, Snapshot, Waiters, to_line
+from trio_hyperpool._snapshot import Minute, Note, Snapshot, Waiters, from_line, to_line
 from trio_hyperpool._statistics import Holder, PoolStatistics, Timing, frozen
 from trio_hyperpool.telemetry import live_view
 
@@ -97,7 +98,9 @@ BUSY = dataclasses.replace(
         Waiters(1, "boss", 0.25, "C:\\shop\\boss.py:9"),
     ),
     notes=(
-        Note(2, 31, "lease refused: PoolTimeoutError", "visitor 9", "web.py:3", 3.0),
+        Note(
+            2, 31, "lease refused: PoolTimeoutError", "visitor 9", "/srv/web.py:3", 3.0
+        ),
         Note(4, 5, "connection discarded: found dead", "connection 6", "", None),
         Note(40, 1, "lease revoked", "analyst", "/srv/shop/app/report.py:12", None),
     ),
@@ -127,9 +130,9 @@ BUSY_PICTURE = """\
 │ retired        60 max_lifetime   1 reset                                                         │
 │ discarded      5 found dead                                                                      │
 │                                                                                                  │
-│ lately         2 s ago   31 times  lease refused: PoolTimeoutError   visitor 9 after 3 s  web.p… │
+│ lately         2 s ago   31 times  lease refused: PoolTimeoutError   visitor 9  web.py:3  3 s    │
 │                4 s ago   5 times   connection discarded: found dead  connection 6                │
-│                40 s ago            lease revoked                     analyst  …/app/report.py:12 │
+│                40 s ago            lease revoked                     analyst  report.py:12       │
 ╰─────────────────────────────────────────────────────────────── process 7, watched for 2 min 5 s ─╯
 """
 
@@ -156,9 +159,8 @@ GONE_PICTURE = """\
 
 
 def drawn(snapshot: Snapshot, gone: float | None = None, width: int = 100) -> str:
-    console = Console(record=True, width=width, file=open(os.devnull, "w"))  # noqa: SIM115
-    with console.file:
-        console.print(picture(snapshot, gone))
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(picture(snapshot, gone))
     return console.export_text()
 
 
@@ -256,7 +258,7 @@ async def test_output_that_is_no_terminal_is_one_snapshot(
 async def test_json_is_one_line_or_one_for_each_snapshot_until_the_pool_ends(
     runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with fake_pool() as pool, trio.open_nursery() as nursery:
+    async with fake_pool() as pool, trio.open_nursery() as nursery:  # noqa: SIM117
         async with live_view(pool) as path:
             await _top.top([path], once=True, as_json=True)
             assert json.loads(capsys.readouterr().out)["statistics"]["name"] == "fake"
@@ -491,4 +493,4 @@ async def test_the_demo_can_be_watched_until_it_is_interrupted(
 
 
 def test_a_line_is_what_was_drawn() -> None:
-    assert drawn(_top.from_line(to_line(BUSY))) == BUSY_PICTURE
+    assert drawn(from_line(to_line(BUSY))) == BUSY_PICTURE

@@ -231,9 +231,9 @@ def _notes(snapshot: Snapshot) -> Table:
         is_fresh = note.ago < LATELY
         who = Text(_clean(note.who))
         if note.taken_at:
+            who.append(f"  {_clean(_parts(note.taken_at)[1])}", "dim")
             if note.after is not None:
-                who.append(f" after {duration(note.after)}")
-            who.append("  ").append(_place(note.taken_at))
+                who.append(f"  {duration(note.after)}")
         if not is_fresh:
             who.stylize("dim")
         table.add_row(
@@ -258,8 +258,13 @@ def _label(text: str) -> Text:
 
 def _place(taken_at: str) -> Text:
     """File and line, with as much of the path as it takes to know it again."""
-    *_, folder, file = ("", *taken_at.replace("\\", "/").split("/"))
+    folder, file = _parts(taken_at)
     return Text(_clean(f"…/{folder}/{file}" if folder else file), "dim")
+
+
+def _parts(taken_at: str) -> tuple[str, str]:
+    *_, folder, file = ("", *taken_at.replace("\\", "/").split("/"))
+    return folder, file
 
 
 def _clean(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import tempfile
@@ -36,6 +37,8 @@ _TROUBLE: Final = (PoolError, psycopg.Error)
 
 async def watch() -> None:
     """Play the scene, and show it in the terminal until Ctrl-C. A checkpoint."""
+    # Its troubles are meant, and would be logged all over the picture.
+    logging.getLogger("trio_hyperpool").addHandler(logging.NullHandler())
     async with scene() as path:
         await top([path])
 
@@ -75,7 +78,7 @@ async def scene() -> AsyncGenerator[Path]:
             nursery.cancel_scope.cancel()
 
 
-async def _server(
+async def _server(  # noqa: ASYNC114 - started in a context manager only
     place: Path, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """A server that is killed every now and then, and comes back under its old name."""
