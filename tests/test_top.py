@@ -22,9 +22,8 @@ import trio
 from rich.console import Console
 
 from tests._invariants import fake_pool
-from trio_hyperpool import _cli, _live, _top
+from trio_hyperpool import _cli, _live, _scene, _top
 from trio_hyperpool._picture import picture
-from trio_hyperpool._scene import scene
 from trio_hyperpool._snapshot import Minute, Note, Snapshot, Waiters, from_line, to_line
 from trio_hyperpool._statistics import Holder, PoolStatistics, Timing, frozen
 from trio_hyperpool.telemetry import live_view
@@ -457,6 +456,51 @@ async def test_a_socket_that_is_waited_for_is_named(
     assert await top.interrupt() == 0
 
 
+async def test_pools_come_and_go_and_come_back_in_the_picture(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_top, "REDRAW", 0.02)
+    monkeypatch.setattr(_top, "LOOK_AGAIN", 0.02)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=80)
+
+    async def sees(text: str) -> None:
+        out.seek(0)
+        out.truncate()
+        with trio.fail_after(5):
+            while text not in out.getvalue():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_top.watch, [], console)
+        await sees("Waiting for a pool to be seen at")
+        async with fake_pool(name="shop") as shop, fake_pool(name="bank") as bank:
+            async with live_view(bank), live_view(shop):
+                await sees(" shop ")
+                await sees(" bank ")
+            await sees("gone for")
+            async with live_view(shop):
+                await sees("watched for")
+                # The one that is back has taken the place of the one that had gone.
+                await sees(" bank ")
+                out.seek(0)
+                out.truncate()
+                nursery.cancel_scope.cancel()
+    last = out.getvalue().partition("\x1b[?1049l")[2]
+    assert last.count(" shop ") == last.count(" bank ") == 1
+    assert last.count("gone for") == 1
+
+
+async def test_an_interrupt_is_the_usual_end(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_top.top, [])
+        await trio.sleep(0.3)
+        signal.raise_signal(signal.SIGINT)
+
+
 # The scene
 
 
@@ -465,7 +509,7 @@ async def test_the_scene_has_clerks_and_an_analyst_and_leaves_nothing(
     hyperd_path: Path, runtime_dir: Path
 ) -> None:
     with trio.fail_after(30):
-        async with scene() as path:
+        async with _scene.scene() as path:
             while True:
                 (view,) = await _top.look_once([path], lambda _line: None)
                 assert view.snapshot is not None
@@ -476,6 +520,37 @@ async def test_the_scene_has_clerks_and_an_analyst_and_leaves_nothing(
     assert now.name == "shop"
     assert now.leases > 10
     assert list((runtime_dir / "trio-hyperpool").iterdir()) == []
+
+
+@pytest.mark.hyperd
+async def test_in_the_scene_crowds_come_and_the_server_dies_and_is_back(
+    hyperd_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_scene, "QUIET", 0.5)
+    monkeypatch.setattr(_scene, "LIFE", 1.5)
+    seen: set[str] = set()
+    with trio.fail_after(30):
+        async with _scene.scene() as path:
+            opened = -1
+            while True:
+                (view,) = await _top.look_once([path], lambda _line: None)
+                assert view.snapshot is not None
+                now = view.snapshot.statistics
+                seen |= {holder.task.partition(" ")[0] for holder in now.holders}
+                if now.open_failures and opened < 0:
+                    opened = now.opened
+                elif 0 <= opened < now.opened:
+                    break
+                await trio.sleep(0.02)
+    assert "visitor" in seen
+
+
+@pytest.mark.hyperd
+def test_a_watched_demo_without_a_terminal_is_one_snapshot(
+    hyperd_path: Path, runtime_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _cli.main(["demo", "--watch"]) == 0
+    assert capsys.readouterr().out.startswith("╭─ shop ─")
 
 
 @pytest.mark.hyperd

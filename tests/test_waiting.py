@@ -273,6 +273,24 @@ async def test_a_timeout_without_any_lease_says_so(autojump_clock: MockClock) ->
                 pass
 
 
+async def test_a_timeout_while_the_pool_is_quiesced_says_so(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=2) as pool, trio.open_nursery() as nursery:
+        await nursery.start(hold, pool, 10)
+
+        async def quiesce() -> None:
+            async with pool.quiesce():
+                pass
+
+        nursery.start_soon(quiesce)
+        await wait_all_tasks_blocked()
+        with pytest.raises(PoolTimeoutError) as caught:
+            async with pool.lease(wait_timeout=1):
+                pass
+    assert "1 of 2 places leased, and quiesce() lets nobody in; no" in str(caught.value)
+
+
 # max_waiting
 
 

@@ -213,6 +213,7 @@ class TokenQueue:
             f"{self._name}: this wait would never end, because every connection is "
             "held by a task that waits for one itself: "
             f"{self._situation(lease)}"
+            "\n  pass a connection on instead of leasing a second one, or set wait_timeout"
         )
 
     def _situation(self, lease: QueueingLease) -> str:

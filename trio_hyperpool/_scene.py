@@ -30,6 +30,12 @@ MINUTES: Final = """
 
 MOMENT: Final = "SELECT sum(x) FROM generate_series(1, %s) s(x)"
 
+QUIET = 7.0
+"""Seconds between two crowds."""
+
+LIFE = 24.0
+"""Seconds until the server is killed."""
+
 PORT: Final = 7483
 
 _TROUBLE: Final = (PoolError, psycopg.Error)
@@ -89,7 +95,7 @@ async def _server(  # noqa: ASYNC114 - started in a context manager only
                 if is_first:
                     task_status.started(hyperd.endpoint)
                     is_first = False
-                await trio.sleep(24)
+                await trio.sleep(LIFE)
                 os.kill(hyperd.pid, signal.SIGKILL)
                 await trio.sleep_forever()
         await trio.sleep(1.5)
@@ -120,6 +126,6 @@ async def _crowds(pool: Pool[HyperConnection]) -> None:
 
     async with trio.open_nursery() as nursery:
         while True:
-            await trio.sleep(7)
+            await trio.sleep(QUIET)
             for number in range(30):
                 nursery.start_soon(visitor, name=f"visitor {number + 1}")

@@ -31,7 +31,7 @@ SILENCE: Final = 5.0
 
 LONGEST_LINE: Final = 1 << 20
 
-WIDTH: Final = 100
+WIDTH: Final = 110
 """Of a picture in a file."""
 
 HINT: Final = "live_view(pool), of trio_hyperpool.telemetry, lets a pool be seen"
@@ -92,9 +92,8 @@ class View:
             self.gone_at = trio.current_time()
 
     def drawn(self) -> RenderableType:
-        """Its picture, or why there is none."""
-        if self.snapshot is None:
-            return Text(f"{self.path}: {self.trouble}", "dim")
+        """The picture of what it told last; only if there is a `snapshot`."""
+        assert self.snapshot is not None  # noqa: S101
         gone = max(0.0, trio.current_time() - self.gone_at) if self.is_over else None
         return picture(self.snapshot, gone)
 
@@ -202,6 +201,7 @@ async def watch(paths: Sequence[Path], console: Console) -> None:
     """
     views: dict[Path, View] = {}
     look_at = -math.inf
+    last: RenderableType | None = None
     try:
         async with trio.open_nursery() as nursery:
             with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -213,21 +213,25 @@ async def watch(paths: Sequence[Path], console: Console) -> None:
                             view = views.setdefault(path, View(path))
                             if view.is_over:
                                 nursery.start_soon(view.read, _ignore)
-                    live.update(_screen(list(views.values())), refresh=True)
+                    seen = [view for view in views.values() if view.snapshot]
+                    last = _screen(seen) if seen else None
+                    live.update(last or _nothing_yet(paths), refresh=True)
                     await trio.sleep(REDRAW)
     finally:
-        if seen := [view for view in views.values() if view.snapshot is not None]:
-            console.print(_screen(seen))
+        # As it was: whoever is not read any more has not gone.
+        if last is not None:
+            console.print(last)
 
 
-def _screen(views: Collection[View]) -> RenderableType:
-    seen = [view for view in views if view.snapshot is not None]
-    if not seen:
-        where = ", ".join(str(view.path) for view in views) or str(default_directory())
-        return Text(
-            f"Waiting for a pool to be seen at {where}.\n\n"
-            f"{HINT[0].upper()}{HINT[1:]}. Ctrl-C ends this."
-        )
+def _nothing_yet(paths: Sequence[Path]) -> Text:
+    where = ", ".join(map(str, paths)) or str(default_directory())
+    return Text(
+        f"Waiting for a pool to be seen at {where}.\n\n"
+        f"{HINT[0].upper()}{HINT[1:]}. Ctrl-C ends this."
+    )
+
+
+def _screen(seen: Collection[View]) -> RenderableType:
     here = [view for view in seen if not view.is_over]
     # One that is back under its old name has taken the place of the one that went.
     names = {view.name for view in here}
