@@ -123,6 +123,13 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def pictures(session: nox.Session) -> None:
+    """Make the pictures of the documentation anew."""
+    session.install(".[binary,cli,hyperd]")
+    session.run("python", "docs/pictures/make.py")
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure."""
     session.install(".[binary,hyperd]", "--group", "benchmarks")

@@ -116,7 +116,7 @@ def test_the_demo_shows_what_it_promises_and_leaves_nothing(shell: Shell) -> Non
     assert float(cancelled[1]) < 0.8
     assert "SELECT 6 * 7 is 42." in out
     assert "What the pool counted" in out
-    assert "cancelled queries: 1\n" in out
+    assert "; cancelled queries: 1\n" in out
     assert out.endswith(
         "The server has ended. Both live exactly as long as their blocks.\n"
     )

@@ -15,6 +15,7 @@ from trio_hyperpool._statistics import (
     PoolStatistics,
     Stopwatch,
     Timing,
+    duration,
     frozen,
 )
 
@@ -44,13 +45,17 @@ SNAPSHOT = PoolStatistics(
 )
 
 REPORT = """\
-sales: 10 of 16 connections: 1 idle, 2 leased, 3 opening, 4 cleaning; 5 tasks waiting
-leases: 60; waited 9.99 ms on average, 99.9 ms at most; used 0 ms on average, 0 ms at most
-opened: 70, in 1.5e+03 ms on average, 2e+03 ms at most; failed: 8
-retired: 11 max_lifetime, 9 reset; discarded: 18 found dead
-failed health checks: 12; failed hooks: 13; wait timeouts: 14; revoked: 15; cancelled queries: 17
-held by a task for 1.23 s, taken at app.py:7
-held by b for 0 s, taken at lib.py:1"""
+sales: 2 of 10 connections are leased, the longest for 1.23 s by a task; 5 tasks wait
+  connections: 10 of 16: 1 idle, 2 leased, 3 opening, 4 cleaning
+  leases: 60; cancelled queries: 17
+  time waited: 9.99 ms on average, 99.9 ms at most
+  time used: none yet
+  time to open: 1.5 s on average, 2 s at most
+  retired: 11 max_lifetime, 9 reset; discarded: 18 found dead
+  went wrong: 8 failed attempts to connect, 12 failed health checks, 13 failed hooks, \
+14 waits timed out, 15 leases revoked
+  held by a task for 1.23 s, taken at app.py:7
+  held by b for 0 s, taken at lib.py:1"""
 
 
 @given(st.lists(st.floats(0, 1e6)))
@@ -137,5 +142,74 @@ def test_nothing_retired_and_nothing_discarded_is_none() -> None:
 
 def test_a_pool_that_nobody_holds_is_reported_without_holders() -> None:
     report = str(dataclasses.replace(SNAPSHOT, holders=()))
-    assert len(report.splitlines()) == 5
+    assert report.startswith("sales: 2 of 10 connections are leased; 5 tasks wait\n")
+    assert len(report.splitlines()) == 8
     assert "held by" not in report
+
+
+def test_a_report_names_ten_holders_and_says_how_many_more_there_are() -> None:
+    def report(count: int) -> list[str]:
+        holders = tuple(Holder(f"task {number}", 1, "a:1") for number in range(count))
+        lines = str(dataclasses.replace(SNAPSHOT, holders=holders)).splitlines()
+        return lines[8:]
+
+    assert len(report(10)) == 10
+    assert len(report(11)) == 11
+    assert report(12)[-2:] == ["  held by task 9 for 1 s, taken at a:1", "  and 2 more"]
+
+
+def test_a_report_of_a_pool_without_trouble_says_so() -> None:
+    nothing = dataclasses.replace(
+        SNAPSHOT,
+        open_failures=0,
+        health_check_failures=0,
+        hook_failures=0,
+        wait_timeouts=0,
+        revoked=0,
+    )
+    assert "\n  went wrong: nothing\n" in str(nothing)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((0, 0, 4, 0), "no connection is open; no task waits"),
+        ((1, 1, 4, 1), "1 of 1 connection is leased; 1 task waits"),
+        ((3, 2, 4, 2), "2 of 3 connections are leased; 2 tasks wait"),
+        ((4, 4, 4, 3), "all 4 connections are leased; 3 tasks wait"),
+        ((1, 1, 1, 0), "the only connection is leased; no task waits"),
+    ],
+)
+def test_what_there_is_to_know_first_comes_first(
+    sizes: tuple[int, int, int, int], said: str
+) -> None:
+    size, leased, max_size, waiting = sizes
+    snapshot = dataclasses.replace(
+        SNAPSHOT,
+        size=size,
+        leased=leased,
+        max_size=max_size,
+        waiting=waiting,
+        holders=(),
+    )
+    assert snapshot.situation == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (0.0000123, "12.3 µs"),
+        (0.012345, "12.3 ms"),
+        (1.2345, "1.23 s"),
+        (99.4, "99.4 s"),
+        (100, "1 min 40 s"),
+        (5999, "99 min 59 s"),
+        (6000, "1 h 40 min"),
+        (90000, "25 h 0 min"),
+    ],
+)
+def test_a_duration_has_a_unit_and_no_more_digits_than_one_reads(
+    seconds: float, said: str
+) -> None:
+    assert duration(seconds) == said

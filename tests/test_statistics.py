@@ -40,7 +40,9 @@ async def test_every_connection_is_in_one_of_four_states(
         now = pool.statistics()
         assert (now.size, now.idle, now.leased) == (4, 0, 2)
         assert (now.opening, now.cleaning, now.waiting) == (1, 1, 1)
-        assert "4 of 4 connections" in str(now)
+        assert "connections: 4 of 4: 0 idle, 2 leased, 1 opening, 1 cleaning" in str(
+            now
+        )
         assert repr(pool) == (
             "<Pool 'fake': 4 of 4 connections, 0 idle, 2 leased, 1 tasks waiting>"
         )

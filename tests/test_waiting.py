@@ -256,7 +256,7 @@ async def test_a_timeout_names_who_has_the_connections_and_since_when(
                 pass
     text = str(caught.value)
     assert text.startswith("fake: no connection came free within 2.5 s: ")
-    assert "1 of 1 places are taken, 0 other tasks wait" in text
+    assert "1 of 1 places leased; no other task waits" in text
     assert f"held by the thief for 3.5 s, taken at {__file__}:{line}" in text
     assert "ancestor" not in text
 
@@ -266,9 +266,29 @@ async def test_a_timeout_without_any_lease_says_so(autojump_clock: MockClock) ->
     async with fake_pool(connector, max_size=1) as pool, trio.open_nursery() as nursery:
         nursery.start_soon(hold, pool, 0)
         await wait_all_tasks_blocked()
-        with pytest.raises(PoolTimeoutError, match="no connection is leased"):
+        with pytest.raises(
+            PoolTimeoutError, match="0 of 1 places leased, 1 busy opening"
+        ):
             async with pool.lease(wait_timeout=1):
                 pass
+
+
+async def test_a_timeout_while_the_pool_is_quiesced_says_so(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=2) as pool, trio.open_nursery() as nursery:
+        await nursery.start(hold, pool, 10)
+
+        async def quiesce() -> None:
+            async with pool.quiesce():
+                pass
+
+        nursery.start_soon(quiesce)
+        await wait_all_tasks_blocked()
+        with pytest.raises(PoolTimeoutError) as caught:
+            async with pool.lease(wait_timeout=1):
+                pass
+    assert "1 of 2 places leased, and quiesce() lets nobody in; no" in str(caught.value)
 
 
 # max_waiting

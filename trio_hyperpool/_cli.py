@@ -1,12 +1,13 @@
-"""The command line: ``demo``, ``sql`` and ``load``."""
+"""The command line: ``demo``, ``sql``, ``load`` and ``top``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +65,27 @@ def _parser() -> argparse.ArgumentParser:
         description="Start a private hyperd, load a table, run many queries at once "
         "over a small pool, cancel one of them, and show what the pool counted.",
     )
+    demo.add_argument(
+        "--watch",
+        action="store_true",
+        help="show a pool in trouble instead, as `top` sees it, until Ctrl-C",
+    )
     demo.set_defaults(run=_run_demo)
+
+    top = commands.add_parser(
+        "top",
+        help="watch the pools of running applications",
+        description="Show what pools do, in applications that use live_view(pool), "
+        "until Ctrl-C.",
+    )
+    top.add_argument(
+        "sockets", metavar="SOCKET", nargs="*", type=Path, help="default: all of yours"
+    )
+    top.add_argument("--once", action="store_true", help="show one snapshot, and end")
+    form = top.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a line for each snapshot")
+    form.add_argument("--svg", type=Path, metavar="FILE", help="a picture, of one")
+    top.set_defaults(run=_run_top)
 
     sql = commands.add_parser(
         "sql",
@@ -158,8 +179,38 @@ def _delimiter(text: str) -> str:
     return text
 
 
-async def _run_demo(_options: argparse.Namespace) -> None:
-    await show(sys.stdout)
+async def _run_demo(options: argparse.Namespace) -> None:
+    if options.watch:
+        with _rich_at_hand(options):
+            from ._scene import watch  # noqa: PLC0415 - optional
+
+        await watch()
+    else:
+        await show(sys.stdout)
+
+
+async def _run_top(options: argparse.Namespace) -> None:
+    with _rich_at_hand(options):
+        from . import _top  # noqa: PLC0415 - optional
+
+    try:
+        await _top.top(
+            options.sockets, once=options.once, as_json=options.json, svg=options.svg
+        )
+    except BrokenPipeError:
+        raise
+    except (OSError, _top.NothingToSeeError) as error:
+        raise SystemExit(f"{options.prog}: {error}") from None
+
+
+@contextlib.contextmanager
+def _rich_at_hand(options: argparse.Namespace) -> Generator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"{options.prog}: {error}; 'trio-hyperpool[cli]' brings it along"
+        ) from None
 
 
 async def _run_sql(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import trio
 
-from ._statistics import Holder
+from ._statistics import Holder, listed
 
 
 class TakenLease(Protocol):
@@ -30,17 +30,19 @@ def holders(leases: Iterable[TakenLease], now: float) -> tuple[Holder, ...]:
 def report(
     leases: Collection[TakenLease], waiter: trio.lowlevel.Task, now: float
 ) -> str:
-    """The holders, a line each, with a mark on those the waiter itself belongs to."""
-    kin = set(_line_of_descent(waiter))
-    lines: list[str] = []
+    """The holders, a line each; first those that the waiter itself belongs to."""
+    ancestors = set(_line_of_descent(waiter))
+    kin: list[str] = []
+    others: list[str] = []
     for lease in _by_age(leases):
-        note = ""
+        line = f"held by {_holder(lease, now)}"
         if lease.task is waiter:
-            note = " (the task that waits here)"
-        elif lease.task in kin:
-            note = " (an ancestor of the task that waits here)"
-        lines.append(f"\n  held by {_holder(lease, now)}{note}")
-    return "".join(lines) or "\n  no connection is leased"
+            kin.append(f"{line} (the task that waits here)")
+        elif lease.task in ancestors:
+            kin.append(f"{line} (an ancestor of the task that waits here)")
+        else:
+            others.append(line)
+    return "".join(f"\n  {line}" for line in listed(kin + others))
 
 
 def holds_a_lease(task: trio.lowlevel.Task, leases: Iterable[TakenLease]) -> bool:

@@ -25,6 +25,7 @@ from ._errors import (
     PoolTimeoutError,
 )
 from ._record import Record, RecordedLease
+from ._statistics import tasks_wait
 
 
 class QueueingLease(RecordedLease, Protocol):
@@ -212,11 +213,16 @@ class TokenQueue:
             f"{self._name}: this wait would never end, because every connection is "
             "held by a task that waits for one itself: "
             f"{self._situation(lease)}"
+            "\n  pass a connection on instead of leasing a second one, or set wait_timeout"
         )
 
     def _situation(self, lease: QueueingLease) -> str:
         people = _diagnosis.report(self._leases, lease.task, trio.current_time())
-        return (
-            f"{self.borrowed} of {self.max_size} places are taken, "
-            f"{self.waiting} other tasks wait{people}"
-        )
+        leased, waiting = len(self._leases), tasks_wait(self.waiting, "other ")
+        places = f"{leased} of {self.max_size} places leased"
+        if busy := self.borrowed - leased:
+            # What a slow or dead server looks like.
+            places += f", {busy} busy opening, cleaning or closing a connection"
+        if self.is_paused:
+            places += ", and quiesce() lets nobody in"
+        return f"{places}; {waiting}{people}"

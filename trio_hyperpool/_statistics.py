@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 
@@ -36,7 +36,7 @@ class Holder:
     """Where `Pool.lease` was called: ``file:line``."""
 
     def __str__(self) -> str:
-        return f"{self.task} for {self.held:.3g} s, taken at {self.taken_at}"
+        return f"{self.task} for {duration(self.held)}, taken at {self.taken_at}"
 
 
 class Stopwatch:
@@ -135,28 +135,51 @@ class PoolStatistics:
     """From the start of an attempt to the open connection, its hook included."""
     holders: tuple[Holder, ...]
 
+    @property
+    def situation(self) -> str:
+        """What there is to know first, in a sentence or two."""
+        if not self.size:
+            places = "no connection is open"
+        elif self.leased < self.max_size:
+            verb = "is" if self.leased == 1 else "are"
+            places = f"{self.leased} of {_count(self.size, 'connection')} {verb} leased"
+        elif self.max_size == 1:
+            places = "the only connection is leased"
+        else:
+            places = f"all {self.max_size} connections are leased"
+        if self.holders:
+            longest = self.holders[0]
+            places += f", the longest for {duration(longest.held)} by {longest.task}"
+        return f"{places}; {tasks_wait(self.waiting)}"
+
     def __str__(self) -> str:
-        places = (
-            f"{self.size} of {self.max_size} connections: {self.idle} idle, "
-            f"{self.leased} leased, {self.opening} opening, {self.cleaning} cleaning"
-        )
-        counts = {
-            "failed health checks": self.health_check_failures,
-            "failed hooks": self.hook_failures,
-            "wait timeouts": self.wait_timeouts,
-            "revoked": self.revoked,
-            "cancelled queries": self.cancelled_queries,
-        }
-        retired, discarded = _reasons(self.retired), _reasons(self.discarded)
-        lines = [
-            f"{self.name}: {places}; {self.waiting} tasks waiting",
-            f"leases: {self.leases}; waited {_words(self.wait)}; used {_words(self.use)}",
-            f"opened: {self.opened}, in {_words(self.create)}; failed: {self.open_failures}",
-            f"retired: {retired}; discarded: {discarded}",
-            "; ".join(f"{what}: {count}" for what, count in counts.items()),
+        wrong = [
+            f"{count} {what}"
+            for what, count in {
+                "failed attempts to connect": self.open_failures,
+                "failed health checks": self.health_check_failures,
+                "failed hooks": self.hook_failures,
+                "waits timed out": self.wait_timeouts,
+                "leases revoked": self.revoked,
+            }.items()
+            if count
         ]
-        lines += [f"held by {holder}" for holder in self.holders]
-        return "\n".join(lines)
+        states = (
+            f"{self.idle} idle, {self.leased} leased, "
+            f"{self.opening} opening, {self.cleaning} cleaning"
+        )
+        lines = [
+            f"{self.name}: {self.situation}",
+            f"connections: {self.size} of {self.max_size}: {states}",
+            f"leases: {self.leases}; cancelled queries: {self.cancelled_queries}",
+            f"time waited: {_words(self.wait)}",
+            f"time used: {_words(self.use)}",
+            f"time to open: {_words(self.create)}",
+            f"retired: {_reasons(self.retired)}; discarded: {_reasons(self.discarded)}",
+            f"went wrong: {', '.join(wrong) or 'nothing'}",
+        ]
+        lines += listed([f"held by {holder}" for holder in self.holders])
+        return "\n  ".join(lines)
 
 
 def frozen(counts: Mapping[str, int]) -> Mapping[str, int]:
@@ -164,11 +187,49 @@ def frozen(counts: Mapping[str, int]) -> Mapping[str, int]:
     return MappingProxyType(dict(counts))
 
 
+def duration(seconds: float) -> str:
+    """Seconds, in words: with a unit, and no more digits than one reads."""
+    if not seconds:
+        return "0 s"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def listed(lines: Sequence[str], most: int = 10) -> list[str]:
+    """The first few lines, and how many more there are."""
+    rest = len(lines) - most
+    # One that says so takes no less room than the one it would stand for.
+    return [*lines] if rest <= 1 else [*lines[:most], f"and {rest} more"]
+
+
+def tasks_wait(count: int, other: str = "") -> str:
+    """How many tasks wait, as part of a sentence."""
+    if not count:
+        return f"no {other}task waits"
+    return f"1 {other}task waits" if count == 1 else f"{count} {other}tasks wait"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _words(timing: Timing) -> str:
-    return f"{timing.mean * 1000:.3g} ms on average, {timing.max * 1000:.3g} ms at most"
+    if not timing.count:
+        return "none yet"
+    return f"{duration(timing.mean)} on average, {duration(timing.max)} at most"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
     if not counts:
         return "none"
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason}" for reason, count in by_count)

@@ -20,6 +20,7 @@ from ._events import (
     StepEnded,
     WaitTimedOut,
 )
+from ._live import live_view
 from ._timeline import Timeline
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "StepEnded",
     "Timeline",
     "WaitTimedOut",
+    "live_view",
 ]

@@ -1,4 +1,4 @@
-"""``python docs/pictures.py``: makes the pictures of the documentation.
+"""Makes the pictures of the timeline: ``nox -s pictures``.
 
 Wants the dependency groups ``tests`` and ``docs``, the extras ``binary``, ``hyperd``
 and ``timeline``, and Chromium.
@@ -31,7 +31,7 @@ from trio_hyperpool import (
 from trio_hyperpool.telemetry import Timeline
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
 from _browser import find_chromium  # noqa: E402 - the tests' way to find a browser
 
@@ -135,7 +135,7 @@ def main() -> None:
         page = Path(directory) / "timeline.html"
         timeline.write_html(page, statistics)
         # No picture shows where on this machine it was made.
-        page.write_text(page.read_text().replace(f"{HERE.parent}{os.sep}", ""))
+        page.write_text(page.read_text().replace(f"{HERE.parents[1]}{os.sep}", ""))
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find_chromium())
             for theme in ("light", "dark"):
