@@ -1,5 +1,9 @@
 """What a pool does, for those who watch it: events, and instruments that use them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ._events import (
     CancelSent,
     ConnectionDiscarded,
@@ -24,6 +28,9 @@ from ._events import (
     WaitTimedOut,
 )
 
+if TYPE_CHECKING:
+    from ._open_telemetry import OpenTelemetry
+
 __all__ = [
     "CancelSent",
     "ConnectionDiscarded",
@@ -38,6 +45,7 @@ __all__ = [
     "LeaseRefused",
     "LeaseRequested",
     "LeaseRevoked",
+    "OpenTelemetry",
     "PoolClosing",
     "PoolResized",
     "PoolUnwatched",
@@ -47,3 +55,18 @@ __all__ = [
     "StepEnded",
     "WaitTimedOut",
 ]
+
+if not TYPE_CHECKING:  # or any name whatever would pass for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """Import what needs more than the pool does when it is asked for."""
+        if name != "OpenTelemetry":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            from ._open_telemetry import OpenTelemetry  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"{__name__}.OpenTelemetry needs opentelemetry-api: "
+                'pip install "trio-hyperpool[otel]"'
+            ) from error
+        return OpenTelemetry
