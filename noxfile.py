@@ -107,7 +107,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a broken reference is an error."""
-    session.install(".[binary]", "--group", "docs")
+    session.install(".[binary,otel]", "--group", "docs")
     session.run("sphinx-build", "-EnW", "--keep-going", "docs", "docs/_build/html")
 
 
