@@ -124,3 +124,4 @@ def bench(session: nox.Session) -> None:
     """Measure."""
     session.install(".[binary,hyperd]", "--group", "benchmarks")
     session.run("python", "benchmarks", *session.posargs)
+    session.run("python", "benchmarks/telemetry.py")
