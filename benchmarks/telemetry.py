@@ -5,6 +5,8 @@ take turns in each round, so that what slows the machine down slows all of them;
 median counts.
 """
 
+# ruff: noqa: D102 - the protocols that are met say it
+
 from __future__ import annotations
 
 import argparse
