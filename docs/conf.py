@@ -42,7 +42,10 @@ nitpick_ignore_regex = [
     # What stands for any type, and for the fields of PoolConfig.
     ("py:class", r"(trio_hyperpool\.\w+\.)?(ConnectionT|PoolOptions)"),
     # Aliases, and what a public class has from a private one.
-    ("py:class", r"Hook|PasswordSource|Path|trio_hyperpool\._driver\..*"),
+    (
+        "py:class",
+        r"Hook|MeterProvider|PasswordSource|Path|TracerProvider|trio_hyperpool\._driver\..*",
+    ),
 ]
 
 

@@ -38,7 +38,7 @@ class PoolWatched(Event):
     """The first that an instrument is told of a pool: how it is at this moment."""
 
     system: str
-    """The kind of server; see `Connector`."""
+    """The kind of server; see `trio_hyperpool.Connector`."""
     max_size: int
     min_idle: int
     idle: tuple[int, ...]
@@ -49,7 +49,7 @@ class PoolWatched(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeaseRequested(Event):
-    """A task entered `Pool.lease`, and may have to wait."""
+    """A task entered `trio_hyperpool.Pool.lease`, and may have to wait."""
 
     lease: int
     task: str
@@ -175,7 +175,7 @@ class CancelSent(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PoolResized(Event):
-    """`Pool.resize` was called."""
+    """`trio_hyperpool.Pool.resize` was called."""
 
     max_size: int
 
@@ -193,7 +193,7 @@ class PoolUnwatched(Event):
 class Instrument(Protocol):
     """Is told what happens in the pools that it was added to.
 
-    See `Pool.add_instrument`; `trio.abc.Instrument` is the model.
+    See `trio_hyperpool.Pool.add_instrument`; `trio.abc.Instrument` is the model.
     """
 
     def happened(self, event: Event, /) -> None:

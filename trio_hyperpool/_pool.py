@@ -239,13 +239,15 @@ class Pool(Generic[ConnectionT]):
     def add_instrument(self, instrument: Instrument) -> None:
         """Have an instrument told what happens from now on; not a checkpoint.
 
-        First it is told how the pool is (`PoolWatched`), and last, when it is removed
-        or the pool is over, that this was all (`PoolUnwatched`). Added twice, it is
-        told once. One that raises is removed, and what it raised is logged. While
-        there is none, telling costs nothing.
+        First it is told how the pool is (`~trio_hyperpool.telemetry.PoolWatched`), and
+        last, when it is removed or the pool is over, that this was all
+        (`~trio_hyperpool.telemetry.PoolUnwatched`). Added twice, it is told once. One
+        that raises is removed, and what it raised is logged. While there is none,
+        telling costs nothing.
 
         Args:
-            instrument: has a method ``happened``, which takes an `Event`.
+            instrument: has a method ``happened``, which takes an
+                `~trio_hyperpool.telemetry.Event`.
 
         Raises:
             TypeError: it has not.
