@@ -402,12 +402,12 @@ async def _running(
     """
     error: BaseException | None = None
     bug: BaseException | None = None
+    tasks = Tasks()
+    supply = Supply(connector, config, tasks.spawn)
+    tasks.on_bug = supply.turn_away
+    upkeep = Upkeep(supply)
     try:
-        async with trio.open_nursery() as nursery:
-            tasks = Tasks(nursery)
-            supply = Supply(connector, config, tasks.spawn)
-            tasks.on_bug = supply.turn_away
-            upkeep = Upkeep(supply)
+        async with trio.open_nursery() as tasks.nursery:
             tasks.spawn(upkeep.run)
             try:
                 with tasks.body:

@@ -14,13 +14,12 @@ class Tasks:
 
     Each is shielded, so that the `finally` blocks of a cancelled body find the pool at
     work. A task that raises has a bug: it cancels the body, and is told of.
-
-    Args:
-        nursery: where they run.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self.nursery = nursery
+    nursery: trio.Nursery
+    """Where they run: set before the first of them is spawned."""
+
+    def __init__(self) -> None:
         self.body = trio.CancelScope()
         """Around the block of the pool."""
         self.bug: BaseException | None = None
