@@ -110,7 +110,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a broken reference is an error."""
-    session.install(".[arrow,binary]", "--group", "docs")
+    session.install(".[arrow,binary,otel]", "--group", "docs")
     session.run("sphinx-build", "-EnW", "--keep-going", "docs", "docs/_build/html")
 
 
@@ -125,8 +125,11 @@ def mutants(session: nox.Session) -> None:
 @nox.session(default=False)
 def pictures(session: nox.Session) -> None:
     """Make the pictures of the documentation anew."""
-    session.install(".[binary,cli,hyperd]")
-    session.run("python", "docs/pictures/make.py")
+    session.install(
+        ".[binary,cli,hyperd,timeline]", "--group", "tests", "--group", "browser"
+    )
+    for picture in ("life", "timeline", "top"):
+        session.run("python", f"docs/pictures/{picture}.py", env={"PYTHONPATH": "."})
 
 
 @nox.session(default=False)
@@ -135,3 +138,4 @@ def bench(session: nox.Session) -> None:
     session.install(".[binary,hyperd]", "--group", "benchmarks")
     session.run("python", "benchmarks", *session.posargs)
     session.run("python", "benchmarks/bulk.py")
+    session.run("python", "benchmarks/telemetry.py")

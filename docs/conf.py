@@ -37,12 +37,15 @@ napoleon_numpy_docstring = False
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|math|os)\..*"),
     ("py:.*", r"(pathlib|types|typing|uuid)\..*"),
-    ("py:.*", r"(psycopg|pyarrow|trio)\..*"),
+    ("py:.*", r"(opentelemetry|psycopg|pyarrow|trio)\..*"),
     ("py:.*", "|".join(dir(builtins))),
     # What stands for any type, and for the fields of PoolConfig.
     ("py:class", r"(trio_hyperpool\.\w+\.)?(ConnectionT|PoolOptions)"),
     # Aliases, and what a public class has from a private one.
-    ("py:class", r"Hook|PasswordSource|Path|trio_hyperpool\._driver\..*"),
+    (
+        "py:class",
+        r"Hook|MeterProvider|PasswordSource|Path|TracerProvider|trio_hyperpool\._driver\..*",
+    ),
 ]
 
 

@@ -20,6 +20,9 @@ from trio_hyperpool._events import (
     LeaseRequested,
     LeaseRevoked,
     PoolClosing,
+    PoolResized,
+    PoolUnwatched,
+    PoolWatched,
     Step,
     StepBegun,
     StepEnded,
@@ -33,6 +36,7 @@ class Ledger:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.failure: AssertionError | None = None
+        self.is_over = False
         self.leases: dict[int, str] = {}
         self.connections: dict[int, str] = {}
         self.holders: dict[int, int] = {}
@@ -55,8 +59,14 @@ class Ledger:
     def _check(self, event: Event) -> None:
         if len(self.events) > 1:
             assert event.at >= self.events[-2].at
-        if isinstance(event, PoolClosing):
+        assert isinstance(event, PoolWatched) == (len(self.events) == 1)
+        assert not self.is_over
+        if isinstance(event, PoolWatched | PoolResized):
+            assert event.max_size >= 1
+        elif isinstance(event, PoolClosing):
             assert self.counts[PoolClosing] == 1
+        elif isinstance(event, PoolUnwatched):
+            self.is_over = True
         elif hasattr(event, "lease") and not isinstance(event, ConnectionOpening):
             self._check_lease(event)
         else:
@@ -123,6 +133,7 @@ class Ledger:
         """What was told of a pool that is over is what it has counted."""
         if self.failure is not None:
             raise self.failure
+        assert self.is_over
         assert not self.holders
         # Who waited, or is in a hook, has perhaps not run since.
         assert set(self.leases.values()) <= {"over", "requested"}

@@ -28,6 +28,9 @@ from trio_hyperpool.telemetry import (
     LeaseRequested,
     LeaseRevoked,
     PoolClosing,
+    PoolResized,
+    PoolUnwatched,
+    PoolWatched,
     Step,
     StepBegun,
     StepEnded,
@@ -57,6 +60,8 @@ class Notes:
 def noting(pool: Pool[Any]) -> Notes:
     notes = Notes()
     pool.add_instrument(notes)
+    (watched,) = notes.take()
+    assert isinstance(watched, PoolWatched)
     return notes
 
 
@@ -84,6 +89,7 @@ async def test_a_lease_is_told_from_the_request_to_the_end(
         ConnectionRetired("p", 5, 1, "pool closed"),
         StepBegun("p", 5, 1, Step.FAREWELL),
         StepEnded("p", 6, 1, Step.FAREWELL, 1, None),
+        PoolUnwatched("p", 6),
     ]
 
 
@@ -135,6 +141,7 @@ async def test_each_attempt_to_open_is_told_with_its_error(
         ConnectionFailed("p", 2, 1, 2, "PoolTimeoutError"),
         LeaseRefused("p", 2, 1, 2, "PoolTimeoutError"),
         PoolClosing("p", 2),
+        PoolUnwatched("p", 2),
     ]
 
 
@@ -265,7 +272,50 @@ async def test_one_added_in_the_middle_is_told_the_rest_and_a_removed_one_nothin
         pool.remove_instrument(notes)
         pool.remove_instrument(notes)
         await hold(pool, 0)
-        assert notes.kinds == ["LeaseEnded"]
+        assert notes.kinds == ["LeaseEnded", "PoolUnwatched"]
+
+
+async def test_one_that_is_added_is_told_how_the_pool_is(
+    autojump_clock: MockClock,
+) -> None:
+    connector = FakeConnector(
+        connect=Gate.slow(1), clean=Gate.slow(4), close=Gate.slow(4)
+    )
+    async with (
+        fake_pool(connector, name="p", max_size=9, min_idle=1) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        await trio.sleep(0.5)
+        early, late = Notes(), Notes()
+        pool.add_instrument(early)
+        assert pool.statistics().opening == 1
+        await nursery.start(hold, pool, 9)
+        async with pool.lease() as cleaned, pool.lease() as ended:
+            cleaned.begin()
+            with trio.move_on_after(1):
+                await ended.execute(5)
+        await trio.sleep(0.5)
+        pool.add_instrument(late)
+        now = pool.statistics()
+        assert (now.idle, now.leased, now.cleaning) == (1, 1, 2)
+    first = early.events[0]
+    assert first == PoolWatched("p", 0.5, "other_sql", 9, 1, idle=(), used=())
+    watched = late.events[0]
+    assert isinstance(watched, PoolWatched)
+    assert len(watched.idle) == 1
+    assert set(watched.used) == {1, cleaned.number}  # and not the one being ended
+
+
+async def test_a_new_size_is_told(autojump_clock: MockClock) -> None:
+    async with fake_pool(name="p", max_size=1) as pool:
+        pool.resize(2)
+        notes = Notes()
+        pool.add_instrument(notes)
+        pool.resize(3)
+        watched, resized = notes.events
+        assert isinstance(watched, PoolWatched)
+        assert watched.max_size == 2
+        assert resized == PoolResized("p", 0, 3)
 
 
 async def test_one_added_twice_is_told_once(autojump_clock: MockClock) -> None:

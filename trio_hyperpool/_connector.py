@@ -28,6 +28,11 @@ class Connector(Protocol[ConnectionT]):
         """What the pool is called in statistics and logs if nobody says otherwise."""
         ...
 
+    @property
+    def system(self) -> str:
+        """The kind of server, as OpenTelemetry has it in ``db.system.name``."""
+        ...
+
     async def prepare(self) -> None:
         """Do what comes before the first connection, such as creating a database.
 

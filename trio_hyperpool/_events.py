@@ -34,6 +34,20 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PoolWatched(Event):
+    """The first that an instrument is told of a pool: how it is at this moment."""
+
+    system: str
+    """The kind of server; see `trio_hyperpool.Connector`."""
+    max_size: int
+    min_idle: int
+    idle: tuple[int, ...]
+    """The connections that are free."""
+    used: tuple[int, ...]
+    """Those that are leased, or being checked or put right."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LeaseRequested(Event):
     """A task entered `trio_hyperpool.Pool.lease`, and may have to wait."""
 
@@ -160,8 +174,20 @@ class CancelSent(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PoolResized(Event):
+    """`trio_hyperpool.Pool.resize` was called."""
+
+    max_size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PoolClosing(Event):
     """The pool turns everybody away from now on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PoolUnwatched(Event):
+    """The last that an instrument is told of a pool: it is removed, or the pool over."""
 
 
 class Instrument(Protocol):

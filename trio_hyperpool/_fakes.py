@@ -214,6 +214,11 @@ class FakeConnector:
         return "fake"
 
     @property
+    def system(self) -> str:
+        """``other_sql``."""
+        return "other_sql"
+
+    @property
     def open_connections(self) -> list[FakeConnection]:
         """Those that nobody has closed."""
         return [connection for connection in self.opened if connection.is_open]

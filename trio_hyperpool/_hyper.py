@@ -80,6 +80,11 @@ class HyperConnector(Sessions[HyperConnection[Any]]):
         return f"{self._path} at {self._endpoint}"
 
     @property
+    def system(self) -> str:
+        """``tableau.hyper``: there is no well-known name for it."""
+        return "tableau.hyper"
+
+    @property
     def path(self) -> str:
         """The path of the database, as the server gets it."""
         return self._path

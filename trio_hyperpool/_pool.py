@@ -30,7 +30,7 @@ from ._connector import Connector
 from ._driver import TrioConnection
 from ._endpoint import is_postgres
 from ._errors import PoolDeadlockError, PoolError
-from ._events import Instrument
+from ._events import Instrument, PoolWatched
 from ._hyper import DEFAULT_USER, HyperConnection, HyperConnector
 from ._lease import Lease
 from ._policy import Reason, backoff
@@ -243,8 +243,11 @@ class Pool(Generic[ConnectionT]):
     def add_instrument(self, instrument: Instrument) -> None:
         """Have an instrument told what happens from now on; not a checkpoint.
 
-        Added twice, it is told once. One that raises is removed, and what it raised is
-        logged. While there is none, telling costs nothing.
+        First it is told how the pool is (`~trio_hyperpool.telemetry.PoolWatched`), and
+        last, when it is removed or the pool is over, that this was all
+        (`~trio_hyperpool.telemetry.PoolUnwatched`). Added twice, it is told once. One
+        that raises is removed, and what it raised is logged. While there is none,
+        telling costs nothing.
 
         Args:
             instrument: has a method ``happened``, which takes a
@@ -258,7 +261,24 @@ class Pool(Generic[ConnectionT]):
                 "instrument: an object with a method `happened` is allowed, "
                 f"not {instrument!r}"
             )
-        self._supply.record.add_instrument(instrument)
+        supply, table = self._supply, self._supply.table
+        supply.record.add_instrument(
+            instrument,
+            PoolWatched(
+                self.name,
+                trio.current_time(),
+                supply.connector.system,
+                table.max_size,
+                self.config.min_idle,
+                idle=tuple(slot.number for slot in table.idle),
+                used=tuple(
+                    slot.number
+                    for slot in table.slots
+                    if slot.is_connected
+                    and slot.state in {State.LEASED, State.CLEANING}
+                ),
+            ),
+        )
 
     def remove_instrument(self, instrument: Instrument) -> None:
         """Tell an instrument no more; not a checkpoint. One never added is ignored."""
@@ -278,6 +298,7 @@ class Pool(Generic[ConnectionT]):
         supply.retire_idle([(slot, Reason.RESIZED) for slot in supply.table.surplus()])
         supply.queue.max_size = max_size
         supply.queue.resize()
+        supply.record.resized(max_size)
         if supply.on_move is not None:
             supply.on_move()
 
@@ -409,6 +430,7 @@ async def _running(
             await supply.settle()
     except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
         error = error or raised
+    supply.record.closed()
     if tasks.bug is not None:
         raise tasks.bug
     if error is not None:

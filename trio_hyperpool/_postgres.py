@@ -87,6 +87,11 @@ class PostgresConnector(Sessions[PostgresConnection[Any]]):
         self._name = f"{given.get('dbname', 'PostgreSQL')} at {where or 'localhost'}"
 
     @property
+    def system(self) -> str:
+        """``postgresql``."""
+        return "postgresql"
+
+    @property
     def name(self) -> str:
         """Database and host."""
         return self._name

@@ -26,6 +26,9 @@ from ._events import (
     LeaseRequested,
     LeaseRevoked,
     PoolClosing,
+    PoolResized,
+    PoolUnwatched,
+    PoolWatched,
     Step,
     StepBegun,
     StepEnded,
@@ -252,27 +255,43 @@ class Record:
         if self.instruments:
             self._tell(PoolClosing(self._pool, trio.current_time()))
 
+    def resized(self, max_size: int) -> None:
+        """It may have more connections, or fewer."""
+        if self.instruments:
+            self._tell(PoolResized(self._pool, trio.current_time(), max_size))
+
+    def closed(self) -> None:
+        """The pool is over: there is nothing more to tell."""
+        for instrument in self.instruments:
+            self.remove_instrument(instrument)
+
     # Telling
 
-    def _tell(self, event: Event) -> None:
-        for instrument in self.instruments:
+    def _tell(self, event: Event, *only: Instrument) -> None:
+        for instrument in only or self.instruments:
             try:
                 instrument.happened(event)
             except BaseException as error:  # noqa: BLE001, ASYNC103 - see below
                 # Not even an exit: whoever leases next is not to be hurt by it.
-                self.remove_instrument(instrument)
+                self._drop(instrument)
                 self.log_error(error, "%r failed, and is removed", instrument)
 
-    def add_instrument(self, instrument: Instrument) -> None:
-        """Tell it what happens from now on."""
+    def add_instrument(self, instrument: Instrument, watched: PoolWatched) -> None:
+        """Tell it how things are, and what happens from now on."""
         if instrument not in self.instruments:
             self.instruments = (*self.instruments, instrument)
+            self._tell(watched, instrument)
 
     def remove_instrument(self, instrument: Instrument) -> None:
-        """Tell it no more."""
-        self.instruments = tuple(
-            other for other in self.instruments if other is not instrument
-        )
+        """Tell it that this is all."""
+        if self._drop(instrument):
+            self._tell(PoolUnwatched(self._pool, trio.current_time()), instrument)
+
+    def _drop(self, instrument: Instrument) -> bool:
+        """Tell it no more; say whether it was told anything so far."""
+        before = self.instruments
+        self.instruments = tuple(each for each in before if each is not instrument)
+        return self.instruments != before
 
     # Logging
 

@@ -1,5 +1,9 @@
 """What a pool does, for those who watch it: events, and instruments that use them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ._events import (
     CancelSent,
     ConnectionDiscarded,
@@ -15,6 +19,9 @@ from ._events import (
     LeaseRequested,
     LeaseRevoked,
     PoolClosing,
+    PoolResized,
+    PoolUnwatched,
+    PoolWatched,
     Step,
     StepBegun,
     StepEnded,
@@ -22,6 +29,9 @@ from ._events import (
 )
 from ._live import live_view
 from ._timeline import Timeline
+
+if TYPE_CHECKING:
+    from ._open_telemetry import OpenTelemetry
 
 __all__ = [
     "CancelSent",
@@ -37,7 +47,11 @@ __all__ = [
     "LeaseRefused",
     "LeaseRequested",
     "LeaseRevoked",
+    "OpenTelemetry",
     "PoolClosing",
+    "PoolResized",
+    "PoolUnwatched",
+    "PoolWatched",
     "Step",
     "StepBegun",
     "StepEnded",
@@ -45,3 +59,19 @@ __all__ = [
     "WaitTimedOut",
     "live_view",
 ]
+
+# Seen by a type checker, it would let any name whatever pass for one of ours.
+if not TYPE_CHECKING:  # pragma: no branch
+
+    def __getattr__(name: str) -> Any:
+        """Import what needs more than the pool does when it is asked for."""
+        if name != "OpenTelemetry":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            from ._open_telemetry import OpenTelemetry  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"{__name__}.OpenTelemetry needs opentelemetry-api: "
+                'pip install "trio-hyperpool[otel]"'
+            ) from error
+        return OpenTelemetry
