@@ -323,14 +323,14 @@ async def test_the_oldest_events_are_forgotten_and_the_rest_is_whole(
 ) -> None:
     connector = FakeConnector(connect=Gate.slow(1), close=Gate.slow(2))
     async with fake_pool(connector, name="p", before_acquire=Gate.slow(3)) as pool:
-        timelines = [timing(pool, limit=limit) for limit in range(1, 12)]
+        timelines = [timing(pool, limit=limit) for limit in range(2, 14)]
         await hold(pool, 4)
     whole = only_run(timelines[-1])
     assert timelines[-1].forgotten == 0
     known = {(s.kind, s.began, s.ended) for s in (*whole.queue, *whole.lanes[0].slices)}
-    for limit, timeline in enumerate(timelines, 1):
-        assert timeline.forgotten == 11 - limit
-        assert repr(timeline) == f"<Timeline of {limit} events, {11 - limit} forgotten>"
+    for limit, timeline in enumerate(timelines, 2):
+        assert timeline.forgotten == 13 - limit
+        assert repr(timeline) == f"<Timeline of {limit} events, {13 - limit} forgotten>"
         run = only_run(timeline)
         (lane,) = run.lanes
         for slice_ in (*run.queue, *lane.slices[1:]):
