@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import tarfile
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -105,6 +108,60 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--ignoreexternal", "--verifytypes", "trio_hyperpool")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build wheel and sdist, check both, and try the wheel where nothing else is."""
+    session.install("--group", "package")
+    dist = Path(session.create_tmp(), "dist").resolve()
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    session.run("check-wheel-contents", str(wheel))
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    if missing := sorted(in_an_sdist() - packed):
+        session.error(f"not in the sdist: {', '.join(missing)}")
+    python = dist / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    session.run("python", "-m", "venv", str(python.parents[1]))
+    installed = (str(python), "-P", "-W", "error")
+    session.run(
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        f"{wheel}[binary,hyperd]",
+        external=True,
+    )
+    session.run(*installed, "-c", WHOLE, external=True)
+    session.run(
+        *installed, "-m", "trio_hyperpool", "--help", external=True, silent=True
+    )
+    session.run(*installed, "-m", "trio_hyperpool", "demo", external=True, silent=True)
+
+
+WHOLE = """
+from importlib.metadata import files, version
+import trio_hyperpool
+assert any(file.name == "py.typed" for file in files("trio-hyperpool"))
+assert any(file.name == "LICENSE" for file in files("trio-hyperpool"))
+print("installed:", version("trio-hyperpool"))
+"""
+
+
+def in_an_sdist() -> set[str]:
+    """Every file that makes up the project: what the sdist has to have."""
+    kept = ("benchmarks", "docs", "examples", "tests", "trio_hyperpool")
+    kinds = (".md", ".py", ".svg", ".txt", ".typed")
+    found = {"CHANGELOG.md", "LICENSE", "README.md", "noxfile.py", "pyproject.toml"}
+    for folder in kept:
+        for path in Path(folder).rglob("*"):
+            if path.suffix in kinds and "_build" not in path.parts:
+                found.add(path.as_posix())
+    return found
 
 
 @nox.session

@@ -138,8 +138,9 @@ def _shape(items: list[Any]) -> tuple[int, int]:
     return max(whole + scale, 1), scale
 
 
+# Possessive throughout: what no array is must not take long to find out.
 _ELEMENT: Final = re.compile(
-    rb'(?s)\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^,"\[\]]+?))\s*(?P<end>,|\Z)'
+    rb'(?s)\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"\s*+|(?P<plain>[^,"\[\]]++))(?P<end>,|\Z)'
 )
 _ESCAPE: Final = re.compile(rb"(?s)\\(.)")
 
@@ -169,7 +170,7 @@ class ArrayLoader(RecursiveLoader):
             at = match.end()
             if quoted is not None:
                 items.append(self._load_element(_ESCAPE.sub(rb"\1", quoted)))
-            elif plain == b"NULL":
+            elif (plain := plain.rstrip()) == b"NULL":
                 items.append(None)
             else:
                 items.append(self._load_element(plain))

@@ -232,7 +232,7 @@ class HyperConnector(Sessions[HyperConnection[Any]]):
             text = str(error)
             # libpq does not tell the SQLSTATE of a refusal, only its severity.
             answered = "ERROR:" in text or "FATAL:" in text
-            told = text.partition("\\n")[0]
+            told = text.partition("\n")[0].strip()
             raise ConnectError(
                 f"cannot connect to {self._endpoint}: {told}", unreachable=not answered
             ) from error
