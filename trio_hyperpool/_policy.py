@@ -25,6 +25,9 @@ class Condition(enum.Enum):
     DIRTY = "dirty"
     """To be put right by `Connector.clean` before anybody else has it."""
 
+    USED = "used"
+    """To be put right, too, for nobody can tell what was done; a hook may leave it."""
+
     CHANGED = "changed"
     """Its session was changed in ways that only a new connection undoes: retired."""
 
@@ -36,6 +39,11 @@ class Condition(enum.Enum):
 
     BROKEN = "broken"
     """No use any more: discarded."""
+
+    @property
+    def is_curable(self) -> bool:
+        """Whether `Connector.clean` is what it needs."""
+        return self is Condition.DIRTY or self is Condition.USED
 
 
 class Reason(enum.Enum):

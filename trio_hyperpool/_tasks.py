@@ -38,6 +38,13 @@ class Tasks:
         """Start a task."""
         self._context.run(self.nursery.start_soon, self._run, async_fn, args)
 
+    def fail(self, bug: BaseException) -> None:
+        """Cancel the body because of a bug; the first one is kept."""
+        self.bug = self.bug or bug
+        if self.on_bug is not None:
+            self.on_bug()
+        self.body.cancel()
+
     def end(self) -> None:
         """Cancel all of them, those that have not begun yet included."""
         self._are_over = True
@@ -57,9 +64,6 @@ class Tasks:
             except trio.Cancelled:
                 raise
             except BaseException as bug:  # noqa: BLE001 - comes out of the pool's block
-                self.bug = self.bug or bug
-                if self.on_bug is not None:
-                    self.on_bug()
-                self.body.cancel()
+                self.fail(bug)
             finally:
                 self._scopes.discard(scope)

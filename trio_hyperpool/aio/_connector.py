@@ -42,9 +42,9 @@ class AsyncioConnector(Generic[DriverT]):
             `HealthCheck.PASSIVE`, ``is_alive`` is the whole check.
         is_alive: whether an idle connection looks usable.
         is_clean: whether the next borrower may have a connection as it is.
-        reset: puts right a connection that is not clean, or if there is no
-            ``is_clean``, every one that was used. Without it such a connection is
-            retired.
+        reset: puts right a connection that is not clean; if there is no
+            ``is_clean``, every one that a lease has used. Without ``reset`` such a
+            connection is ended.
         abort: closes a connection at once. Without it ``close`` is started, and not
             waited for.
         cancel_timeout: seconds that asyncio code has to end after its cancellation.
@@ -188,9 +188,10 @@ class AsyncioConnector(Generic[DriverT]):
             return Condition.CANCELLED
         if not lease.was_used:
             return Condition.CLEAN
-        if self._is_clean is not None and self._is_clean(lease.driver):
-            return Condition.CLEAN
-        return Condition.CHANGED if self._reset is None else Condition.DIRTY
+        if self._is_clean is not None:
+            is_clean = self._is_clean(lease.driver)
+            return Condition.CLEAN if is_clean else Condition.DIRTY
+        return Condition.CHANGED if self._reset is None else Condition.USED
 
     async def clean(self, connection: AsyncioConnection, /) -> None:
         """Await ``reset``.

@@ -6,9 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from inspect import isasyncgenfunction, iscoroutinefunction
+from inspect import (
+    CORO_CREATED,
+    getcoroutinestate,
+    isasyncgenfunction,
+    iscoroutine,
+    iscoroutinefunction,
+)
 from types import MethodType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["Adapted", "Bridge"]
 
@@ -42,7 +48,7 @@ class Bridge(ABC):
 
     def adapted(self, value: Any) -> Any:
         """The value itself, or if it is async in any way, an adapter for this side."""
-        return Adapted(value, self) if _is_async(type(value)) else value
+        return Adapted(value, self) if _is_async(cast("type", type(value))) else value
 
 
 class Adapted:
@@ -93,7 +99,7 @@ class Adapted:
             self._bridge.assign(self._target, name, value)
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self._result_of(lambda: self._target).__await__()
+        return self._awaited().__await__()
 
     async def __aenter__(self) -> Any:
         return await self._result_of(self._target.__aenter__)
@@ -114,6 +120,15 @@ class Adapted:
 
     async def __anext__(self) -> Any:
         return await self._result_of(self._target.__anext__)
+
+    async def _awaited(self) -> Any:
+        target = self._target
+        try:
+            return await self._result_of(lambda: target)
+        finally:
+            # One that was not begun would complain about that.
+            if iscoroutine(target) and getcoroutinestate(target) == CORO_CREATED:
+                target.close()
 
     async def _result_of(self, start: Callable[[], Awaitable[Any]]) -> Any:
         self._bridge.check()

@@ -14,7 +14,7 @@ import logging
 import sys
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 from trio.lowlevel import (
@@ -70,11 +70,17 @@ class Loop:
     def __init__(self, loop: trio_asyncio.TrioEventLoop) -> None:
         self._loop = loop
         self._started: set[asyncio.Task[None]] = set()
+        self._waits: set[_Wait] = set()
 
     @property
     def is_running(self) -> bool:
         """Whether asyncio code can still be run in it."""
         return not self._loop.is_closed()
+
+    def ended(self) -> None:
+        """Wake up whoever still waits for asyncio code, which nobody runs any more."""
+        for wait in self._waits:
+            wait.give_up()
 
     @contextlib.contextmanager
     def here(self) -> Generator[None]:
@@ -120,7 +126,7 @@ class Loop:
 
         Raises:
             RuntimeError: if the loop has ended, or the code was cancelled by other
-                asyncio code, whose `asyncio.CancelledError` means nothing to Trio.
+                asyncio code: an `asyncio.CancelledError` means nothing to Trio.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self.is_running:
@@ -133,17 +139,21 @@ class Loop:
 
         task = self._loop.create_task(in_loop())
         wait = _Wait(self._loop, task, patience, on_cancel)
-        await wait.until_done()
-        if not task.done():
+        self._waits.add(wait)
+        try:
+            await wait.until_done()
+        finally:
+            self._waits.discard(wait)
+        if task.done() and not task.cancelled():
+            return task.result()
+        if not task.done() and self.is_running:
             # Nobody will take what it raises, and that is no fault of the loop's.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
             if on_lost is not None:
                 on_lost(task)
-        elif not task.cancelled():
-            return task.result()
         if wait.raise_cancel is not None:
             wait.raise_cancel()
-        raise RuntimeError("the asyncio code was cancelled, and not by Trio")
+        raise RuntimeError("the asyncio code was ended, and not by Trio's cancellation")
 
 
 class _Wait:
@@ -175,9 +185,9 @@ class _Wait:
     def _wake(self, _: object) -> None:
         reschedule(self._waiter)
 
-    def _give_up(self) -> None:
-        self._task.remove_done_callback(self._wake)
-        if not self._task.done():
+    def give_up(self) -> None:
+        """Return from the wait, unless that is on its way already."""
+        if self._task.remove_done_callback(self._wake):
             reschedule(self._waiter)
 
     def _abort(self, raise_cancel: RaiseCancelT) -> Abort:
@@ -185,7 +195,7 @@ class _Wait:
         if self._task.cancel():
             if self._on_cancel is not None:
                 self._on_cancel()
-            self._timer = self._loop.call_later(self._patience, self._give_up)
+            self._timer = self._loop.call_later(self._patience, self.give_up)
         return Abort.FAILED
 
 
@@ -199,18 +209,25 @@ async def running_loop() -> AsyncGenerator[Loop]:
     exception that no asyncio code took, cancels the block, and comes out of it.
     """
     error: BaseException | None = None
-    bug: BaseException | None = None
-    loops: list[Loop] = []
+    running: list[Loop] = []
     opened, enough = trio.Event(), trio.Event()
+
+    def fail(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        asyncio.BaseEventLoop.default_exception_handler(cast("Any", loop), context)
+        tasks.fail(context.get("exception") or RuntimeError(context["message"]))
 
     async def serve() -> None:
         try:
             async with trio_asyncio.open_loop() as loop:
-                loops.append(Loop(loop))
+                # In place of trio-asyncio's own, which stops the loop: this one is
+                # wanted until the block has ended.
+                loop.set_exception_handler(fail)
+                running.append(Loop(loop))
                 opened.set()
                 await enough.wait()
         finally:
-            opened.set()
+            for one in running:
+                one.ended()
 
     try:
         async with trio.open_nursery() as nursery:
@@ -219,14 +236,15 @@ async def running_loop() -> AsyncGenerator[Loop]:
             try:
                 with tasks.body:
                     await opened.wait()
-                    yield loops[0]
+                    yield running[0]
             except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
                 error = raised
             enough.set()
     except BaseExceptionGroup as group:
         error = group.exceptions[0]
     bug = tasks.bug
-    while isinstance(bug, BaseExceptionGroup) and len(bug.exceptions) == 1:
+    # An exception that stops the loop, such as a KeyboardInterrupt.
+    while isinstance(bug, BaseExceptionGroup):
         bug = bug.exceptions[0]
     if bug is not None:
         raise bug
