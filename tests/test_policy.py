@@ -137,6 +137,7 @@ def test_a_condition_has_a_word_of_its_own() -> None:
     assert [condition.value for condition in Condition] == [
         "clean",
         "dirty",
+        "used",
         "changed",
         "cancelled",
         "busy",

@@ -214,7 +214,9 @@ async def running_loop() -> AsyncGenerator[Loop]:
 
     def fail(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         asyncio.BaseEventLoop.default_exception_handler(cast("Any", loop), context)
-        tasks.fail(context.get("exception") or RuntimeError(context["message"]))
+        # Without an exception it is a remark, such as asyncpg makes on a reset.
+        if (error := context.get("exception")) is not None:
+            tasks.fail(error)
 
     async def serve() -> None:
         try:
