@@ -119,7 +119,7 @@ async def test_what_asyncio_code_cancels_itself_is_an_error(
 
 
 async def test_it_works_inside_another_loop(connector: Connector) -> None:
-    import trio_asyncio
+    import trio_asyncio  # type: ignore[import-untyped]
 
     async with (
         trio_asyncio.open_loop() as outer,
@@ -520,7 +520,7 @@ async def test_a_function_runs_in_one_asyncio_task(connector: Connector) -> None
 async def test_trio_code_called_from_a_hook_finds_the_loop(
     connector: Connector,
 ) -> None:
-    import trio_asyncio
+    import trio_asyncio  # type: ignore[import-untyped]
 
     async def back_and_forth(driver: Driver) -> str:
         await trio_asyncio.trio_as_aio(trio.sleep)(0)

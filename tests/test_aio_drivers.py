@@ -27,8 +27,11 @@ from trio_hyperpool.testing import assert_at_rest
 class Kind(Protocol):
     """A driver, in its own words."""
 
-    minutes: str
-    error: type[Exception]
+    @property
+    def minutes(self) -> str: ...
+
+    @property
+    def error(self) -> type[Exception]: ...
 
     def connector(self, aio: ModuleType) -> Any: ...
 
@@ -42,7 +45,7 @@ class PsycopgOnHyper:
         "SELECT count(*) FROM generate_series(1::bigint, 3000000) a(x), "
         "generate_series(1::bigint, 3000000) b(y) WHERE (x * y) % 7 = 3"
     )
-    error = psycopg.Error
+    error: type[Exception] = psycopg.Error
 
     def __init__(self, hyperd: Any) -> None:
         self.conninfo = hyperd.conninfo
@@ -82,7 +85,7 @@ class AsyncpgOnPostgres:
 
     def __init__(self, env: dict[str, str]) -> None:
         self.asyncpg = pytest.importorskip("asyncpg")
-        self.error = self.asyncpg.PostgresError
+        self.error: type[Exception] = self.asyncpg.PostgresError
         self.where = {
             "host": env["PGHOST"],
             "port": int(env["PGPORT"]),
@@ -219,6 +222,7 @@ async def test_a_session_that_died_is_replaced(
             await conn.close()
         async with pool.lease() as conn:
             assert await kind.value(conn, "SELECT 1") == 1
+        await assert_at_rest(pool)
         async with pool.lease() as conn:
             assert await kind.value(conn, "SELECT 1") == 1
         await assert_at_rest(pool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -40,8 +41,17 @@ async def usual_server(hyperd_path: Path) -> AsyncGenerator[None]:
 
 @pytest.mark.parametrize("code", blocks("python"))
 async def test_python(
-    code: str, usual_server: None, tmp_path: Path, pytester: pytest.Pytester
+    code: str,
+    usual_server: None,
+    tmp_path: Path,
+    pytester: pytest.Pytester,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if "aio" in code and sys.version_info >= (3, 14):
+        pytest.skip("trio-asyncio does not work on this Python")
+    env = dict(os.environ)
+    if "asyncpg" in code:
+        env |= request.getfixturevalue("postgres_env")
     if "def test_" in code:
         pytester.makepyfile(code)
         pytester.runpytest_subprocess().assert_outcomes(passed=code.count("def test_"))
@@ -49,6 +59,7 @@ async def test_python(
     done = await trio.run_process(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path,
+        env=env,
         capture_stdout=True,
         capture_stderr=True,
         check=False,

@@ -116,7 +116,8 @@ class AsyncioConnector(Generic[DriverT]):
     ) -> bool | None:
         """End the loop, with all that is still running in it."""
         try:
-            return await self._around.__aexit__(exc_type, exc, traceback)
+            # What is left of the loop's tasks is cancelled there.
+            return await self._around.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102
         finally:
             self._loop = None
 

@@ -14,7 +14,7 @@ from inspect import (
     iscoroutinefunction,
 )
 from types import MethodType, TracebackType
-from typing import Any, cast
+from typing import Any
 
 __all__ = ["Adapted", "Bridge"]
 
@@ -48,7 +48,7 @@ class Bridge(ABC):
 
     def adapted(self, value: Any) -> Any:
         """The value itself, or if it is async in any way, an adapter for this side."""
-        return Adapted(value, self) if _is_async(cast("type", type(value))) else value
+        return Adapted(value, self) if _is_async(type(value)) else value
 
 
 class Adapted:
@@ -111,7 +111,8 @@ class Adapted:
         traceback: TracebackType | None,
     ) -> bool | None:
         self._bridge.check()
-        return await self._bridge.leave(self._target, exc, traceback)
+        # Shielding is the bridge's business.
+        return await self._bridge.leave(self._target, exc, traceback)  # noqa: ASYNC102
 
     def __aiter__(self) -> Adapted:
         self._bridge.check()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _asyncio  # has what trio-asyncio replaces, as it was
 import asyncio
 import contextlib
+import errno
 import logging
 import sys
 import warnings
@@ -31,12 +32,15 @@ try:
     with warnings.catch_warnings():
         # It subclasses what Python 3.12 deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
-        import trio_asyncio  # pyright: ignore[reportMissingTypeStubs]
+        # pyright: reportMissingTypeStubs=false
+        import trio_asyncio as _untyped  # type: ignore[import-untyped]
 except AttributeError as error:  # pragma: no cover - not where tests run
     raise ImportError(
         "trio_hyperpool.aio needs trio-asyncio, and the installed version of that does "
         f"not work on Python {sys.version_info.major}.{sys.version_info.minor}: {error}"
     ) from error
+
+trio_asyncio: Any = _untyped
 
 __all__ = ["Loop", "current_loop", "running_loop"]
 
@@ -67,7 +71,7 @@ class Loop:
         loop: the loop.
     """
 
-    def __init__(self, loop: trio_asyncio.TrioEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._started: set[asyncio.Task[None]] = set()
         self._waits: set[_Wait] = set()
@@ -161,7 +165,7 @@ class _Wait:
 
     def __init__(
         self,
-        loop: trio_asyncio.TrioEventLoop,
+        loop: asyncio.AbstractEventLoop,
         task: asyncio.Task[Any],
         patience: float,
         on_cancel: Callable[[], object] | None,
@@ -209,13 +213,20 @@ async def running_loop() -> AsyncGenerator[Loop]:
     exception that no asyncio code took, cancels the block, and comes out of it.
     """
     error: BaseException | None = None
+    bug: BaseException | None = None
     running: list[Loop] = []
     opened, enough = trio.Event(), trio.Event()
+    tasks: Tasks
 
     def fail(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno == errno.EBADF:
+            # The socket was closed that somebody waits on: by `abort`, who ends the
+            # wait, too.
+            return
         asyncio.BaseEventLoop.default_exception_handler(cast("Any", loop), context)
         # Without an exception it is a remark, such as asyncpg makes on a reset.
-        if (error := context.get("exception")) is not None:
+        if error is not None:
             tasks.fail(error)
 
     async def serve() -> None:
@@ -242,26 +253,30 @@ async def running_loop() -> AsyncGenerator[Loop]:
             except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
                 error = raised
             enough.set()
+        bug = _first(tasks.bug)
     except BaseExceptionGroup as group:
         error = group.exceptions[0]
-    bug = tasks.bug
-    # An exception that stops the loop, such as a KeyboardInterrupt.
-    while isinstance(bug, BaseExceptionGroup):
-        bug = bug.exceptions[0]
     if bug is not None:
         raise bug
     if error is not None:
         raise error
 
 
-def current_loop() -> trio_asyncio.TrioEventLoop:
+def _first(error: Any) -> BaseException | None:
+    """What stopped a loop, such as a KeyboardInterrupt, comes in groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("Any", error.exceptions[0])
+    return cast("BaseException | None", error)
+
+
+def current_loop() -> Any:
     """The trio-asyncio loop of whoever calls.
 
     Raises:
         RuntimeError: if there is none.
     """
     try:
-        loop = asyncio.get_running_loop()
+        loop: Any = asyncio.get_running_loop()
     except RuntimeError:
         loop = None
     if not isinstance(loop, trio_asyncio.TrioEventLoop):

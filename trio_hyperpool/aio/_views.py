@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -89,7 +89,7 @@ class Lent(Bridge):
             except asyncio.CancelledError as raised:
                 if raised is not told:
                     raise
-                return False
+                return False  # noqa: ASYNC103, ASYNC104 - told, not cancelled
 
         with trio.CancelScope(
             shield=True, deadline=trio.current_time() + self._patience
@@ -143,9 +143,8 @@ class AsyncioConnection(Adapted):
 
     __slots__ = ()
 
-    _bridge: Lent
-
 
 def lent(connection: AsyncioConnection) -> Lent:
     """The way from a connection, or a view of one, to the driver's."""
-    return connection._bridge  # noqa: SLF001 - its attributes are the driver's
+    # Its public attributes are the driver's.
+    return cast("Lent", connection._bridge)  # noqa: SLF001
