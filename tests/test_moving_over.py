@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import trio_hyperpool
-from trio_hyperpool import Pool, PoolConfig, open_pool
-from trio_hyperpool.testing import FakeConnector, assert_at_rest
+from trio_hyperpool import Pool, PoolConfig
 
 PAGE = (Path(__file__).parents[1] / "docs" / "moving-over.md").read_text()
 CELLS = [
@@ -56,15 +55,6 @@ def test_each_name_of_ours_exists(cell: str) -> None:
 )
 def test_each_default_is_what_it_says(option: str, default: str) -> None:
     assert inspect.signature(PoolConfig).parameters[option].default == int(default)
-
-
-async def test_without_idle_time_a_connection_is_not_used_again() -> None:
-    async with open_pool(connector=FakeConnector(), idle_timeout=0) as pool:
-        for _ in range(2):
-            async with pool.lease():
-                pass
-            await assert_at_rest(pool)
-        assert pool.statistics().opened == 2
 
 
 def test_what_pools_have_is_on_the_page() -> None:
