@@ -84,7 +84,12 @@ def postgres_env() -> Generator[dict[str, str]]:
         shutil.chown(directory, user)
 
     def run(program: str, *arguments: str) -> None:
-        command = [programs / program, "-D", directory / "data", *arguments]
+        command: list[str | Path] = [
+            programs / program,
+            "-D",
+            directory / "data",
+            *arguments,
+        ]
         subprocess.run(command, user=user, check=True, stdout=subprocess.DEVNULL)
 
     options = f"-k {directory} -c listen_addresses= -c fsync=off"

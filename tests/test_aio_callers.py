@@ -32,7 +32,7 @@ MINUTES = (
 @contextlib.asynccontextmanager
 async def asyncio_in_trio(aio: ModuleType) -> AsyncGenerator[Callable[..., Any]]:
     """A loop of the program's, and how its Trio code calls asyncio code."""
-    import trio_asyncio  # type: ignore[import-untyped]
+    import trio_asyncio
 
     async with trio_asyncio.open_loop():
         yield trio_asyncio.aio_as_trio

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
+import signal
 from types import ModuleType
 from typing import Any
 
@@ -119,7 +121,7 @@ async def test_what_asyncio_code_cancels_itself_is_an_error(
 
 
 async def test_it_works_inside_another_loop(connector: Connector) -> None:
-    import trio_asyncio  # type: ignore[import-untyped]
+    import trio_asyncio
 
     async with (
         trio_asyncio.open_loop() as outer,
@@ -237,12 +239,15 @@ async def test_what_is_done_in_spite_of_a_cancellation_is_told(
         assert await retired(pool) == {"cancelled query": 1}
 
 
+@pytest.mark.parametrize("fails", [False, True])
 async def test_a_connect_that_comes_too_late_is_closed(
-    connector: Connector, autojump_clock: trio.testing.MockClock
+    connector: Connector, autojump_clock: trio.testing.MockClock, *, fails: bool
 ) -> None:
     async def connect() -> Driver:
         driver = await connector.connect()
         await driver.ignore_cancellation(20)
+        if fails:
+            raise OSError("late, and to nobody")
         return driver
 
     late = connector(connect=connect, cancel_timeout=2)
@@ -252,7 +257,35 @@ async def test_a_connect_that_comes_too_late_is_closed(
                 pass
         assert connector.last.is_open
         await trio.sleep(20)
+        assert connector.last.log == ([] if fails else ["abort"])
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+async def test_a_reset_that_does_not_end_is_given_up(
+    connector: Connector, autojump_clock: trio.testing.MockClock, patience: float
+) -> None:
+    stuck = connector(
+        reset=lambda driver: driver.ignore_cancellation(100),
+        is_clean=None,
+        cancel_timeout=patience,
+    )
+    async with open_pool(connector=stuck, recycle_timeout=1) as pool:
+        async with pool.lease() as conn:
+            await conn.execute()
+        assert await retired(pool) == {"failed cleaning": 1}
         assert connector.last.log == ["abort"]
+
+
+async def test_without_patience_a_cancelled_call_ends_at_once(
+    connector: Connector, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_pool(connector=connector(cancel_timeout=0)) as pool:
+        for _ in range(20):
+            async with pool.lease() as conn:
+                with trio.move_on_after(1) as scope:
+                    await conn.execute(100)
+                assert scope.cancelled_caught
+            await assert_at_rest(pool)
 
 
 # What a lease left
@@ -520,7 +553,7 @@ async def test_a_function_runs_in_one_asyncio_task(connector: Connector) -> None
 async def test_trio_code_called_from_a_hook_finds_the_loop(
     connector: Connector,
 ) -> None:
-    import trio_asyncio  # type: ignore[import-untyped]
+    import trio_asyncio
 
     async def back_and_forth(driver: Driver) -> str:
         await trio_asyncio.trio_as_aio(trio.sleep)(0)
@@ -612,6 +645,40 @@ async def test_what_nobody_takes_in_the_loop_comes_out_of_the_pool(
             with contextlib.suppress(RuntimeError):
                 await conn.execute(math.inf)
             await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_ctrl_c_in_the_midst_of_asyncio_code_comes_out_as_itself(
+    connector: Connector, *, at_the_end: bool
+) -> None:
+    async def interrupted(driver: Driver) -> None:
+        if at_the_end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0.01 if at_the_end else 100)
+
+    async def start(driver: Driver) -> None:
+        tasks.append(asyncio.ensure_future(interrupted(driver)))
+        await asyncio.sleep(0)
+
+    tasks: list[asyncio.Future[None]] = []
+
+    async def main() -> None:
+        async with open_pool(connector=connector()) as pool, pool.lease() as conn:
+            await connector.aio.call(conn, start if at_the_end else interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert not connector.last.is_open
+
+
+async def test_a_socket_closed_under_a_wait_is_no_bug(connector: Connector) -> None:
+    async with open_pool(connector=connector()) as pool, pool.lease() as conn:
+        closed = OSError(errno.EBADF, "closed")
+        context = {"message": "a wait ended", "exception": closed}
+        connector.last.loop.call_exception_handler(context)
+        assert await conn.execute() == "executed"
 
 
 async def test_asyncio_tasks_that_are_left_are_cancelled_at_the_end(

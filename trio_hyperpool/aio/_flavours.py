@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Hashable
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from inspect import (
@@ -14,7 +14,7 @@ from inspect import (
     iscoroutinefunction,
 )
 from types import MethodType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["Adapted", "Bridge"]
 
@@ -48,7 +48,9 @@ class Bridge(ABC):
 
     def adapted(self, value: Any) -> Any:
         """The value itself, or if it is async in any way, an adapter for this side."""
-        return Adapted(value, self) if _is_async(type(value)) else value
+        return (
+            Adapted(value, self) if _is_async(cast("Hashable", type(value))) else value
+        )
 
 
 class Adapted:

@@ -32,8 +32,7 @@ try:
     with warnings.catch_warnings():
         # It subclasses what Python 3.12 deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
-        # pyright: reportMissingTypeStubs=false
-        import trio_asyncio as _untyped  # type: ignore[import-untyped]
+        import trio_asyncio as _untyped  # pyright: ignore[reportMissingTypeStubs]
 except AttributeError as error:  # pragma: no cover - not where tests run
     raise ImportError(
         "trio_hyperpool.aio needs trio-asyncio, and the installed version of that does "
@@ -63,6 +62,10 @@ def _replace_everywhere() -> None:
 
 _replace_everywhere()
 
+# A Ctrl-C in the midst of a callback would stop the loop for good, under those who wait
+# for it: it is to come where the main task waits.
+trio.lowlevel.enable_ki_protection(trio_asyncio.TrioEventLoop._main_loop)  # noqa: SLF001
+
 
 class Loop:
     """A running trio-asyncio loop, as Trio tasks use it.
@@ -74,17 +77,11 @@ class Loop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._started: set[asyncio.Task[None]] = set()
-        self._waits: set[_Wait] = set()
 
     @property
     def is_running(self) -> bool:
         """Whether asyncio code can still be run in it."""
         return not self._loop.is_closed()
-
-    def ended(self) -> None:
-        """Wake up whoever still waits for asyncio code, which nobody runs any more."""
-        for wait in self._waits:
-            wait.give_up()
 
     @contextlib.contextmanager
     def here(self) -> Generator[None]:
@@ -143,14 +140,10 @@ class Loop:
 
         task = self._loop.create_task(in_loop())
         wait = _Wait(self._loop, task, patience, on_cancel)
-        self._waits.add(wait)
-        try:
-            await wait.until_done()
-        finally:
-            self._waits.discard(wait)
+        await wait.until_done()
         if task.done() and not task.cancelled():
             return task.result()
-        if not task.done() and self.is_running:
+        if not task.done():
             # Nobody will take what it raises, and that is no fault of the loop's.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
             if on_lost is not None:
@@ -230,17 +223,13 @@ async def running_loop() -> AsyncGenerator[Loop]:
             tasks.fail(error)
 
     async def serve() -> None:
-        try:
-            async with trio_asyncio.open_loop() as loop:
-                # In place of trio-asyncio's own, which stops the loop: this one is
-                # wanted until the block has ended.
-                loop.set_exception_handler(fail)
-                running.append(Loop(loop))
-                opened.set()
-                await enough.wait()
-        finally:
-            for one in running:
-                one.ended()
+        async with trio_asyncio.open_loop() as loop:
+            # In place of trio-asyncio's own, which stops the loop: this one is
+            # wanted until the block has ended.
+            loop.set_exception_handler(fail)
+            running.append(Loop(loop))
+            opened.set()
+            await enough.wait()
 
     try:
         async with trio.open_nursery() as nursery:
@@ -253,20 +242,13 @@ async def running_loop() -> AsyncGenerator[Loop]:
             except BaseException as raised:  # noqa: BLE001, ASYNC103 - raised below
                 error = raised
             enough.set()
-        bug = _first(tasks.bug)
+        bug = tasks.bug
     except BaseExceptionGroup as group:
         error = group.exceptions[0]
     if bug is not None:
         raise bug
     if error is not None:
         raise error
-
-
-def _first(error: Any) -> BaseException | None:
-    """What stopped a loop, such as a KeyboardInterrupt, comes in groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("Any", error.exceptions[0])
-    return cast("BaseException | None", error)
 
 
 def current_loop() -> Any:

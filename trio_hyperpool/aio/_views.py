@@ -86,10 +86,10 @@ class Lent(Bridge):
         async def leave() -> bool:
             try:
                 return bool(await target.__aexit__(type(told), told, traceback))
-            except asyncio.CancelledError as raised:
+            except asyncio.CancelledError as raised:  # noqa: ASYNC103 - if it was told
                 if raised is not told:
                     raise
-                return False  # noqa: ASYNC103, ASYNC104 - told, not cancelled
+                return False  # noqa: ASYNC104
 
         with trio.CancelScope(
             shield=True, deadline=trio.current_time() + self._patience
