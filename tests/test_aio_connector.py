@@ -178,12 +178,15 @@ class Block:
     def __init__(self, seconds: float, *, cancelled: bool = False) -> None:
         self.seconds = seconds
         self.cancelled = cancelled
+        self.passes_on = False
 
     async def __aenter__(self) -> None:
         pass
 
-    async def __aexit__(self, *_: object) -> bool:
+    async def __aexit__(self, exc_type: object, exc: object, _: object) -> bool:
         await asyncio.sleep(self.seconds)
+        if self.passes_on and isinstance(exc, asyncio.CancelledError):
+            raise exc
         if self.cancelled:
             raise asyncio.CancelledError
         return True
@@ -200,10 +203,17 @@ async def test_a_block_may_swallow_an_error_but_no_cancellation(
         async def as_it_is(_: Driver, block: Block) -> Block:
             return block
 
-        async with await block(0):
+        swallowing = await block(100)
+        swallowing.seconds = 0
+        async with swallowing:
             raise KeyError
         with trio.move_on_after(1) as scope:
             async with await block(0):
+                await trio.sleep(10)
+        assert scope.cancelled_caught
+        swallowing.passes_on = True
+        with trio.move_on_after(1) as scope:
+            async with swallowing:
                 await trio.sleep(10)
         assert scope.cancelled_caught
         with pytest.raises(RuntimeError, match="not by Trio's"):
