@@ -103,7 +103,7 @@ def lease(
     """Lease a connection to asyncio code: ``async with aio.lease(pool) as connection``.
 
     The code runs in a trio-asyncio loop of the Trio program that opened the pool. The
-    connection is that of `Pool.lease`, with everything async about it made for asyncio;
+    connection is that of ``Pool.lease``, with everything async about it made for asyncio;
     so are the promises. Cancelling the asyncio task while it waits leaves the pool
     unchanged; in a query it stops the query on the server; and in any case the
     connection goes back when the block ends, which awaits nothing.
@@ -115,7 +115,7 @@ def lease(
 
     Raises:
         RuntimeError: on entering: the caller is no task of a trio-asyncio loop.
-        PoolError: on entering: see `Pool.lease`.
+        PoolError: on entering: see ``Pool.lease``.
     """
     if wait_timeout is None:
         wait_timeout = pool.config.wait_timeout

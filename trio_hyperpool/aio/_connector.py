@@ -24,7 +24,7 @@ DriverT = TypeVar("DriverT")
 
 
 class AsyncioConnector(Generic[DriverT]):
-    """A `Connector` that runs the connections of an asyncio driver.
+    """A `~trio_hyperpool.Connector` that runs the connections of an asyncio driver.
 
     It brings an asyncio loop of its own, by trio-asyncio, which runs for as long as
     the pool does; what goes wrong in it, and is taken by nobody, ends the pool and comes
@@ -36,10 +36,10 @@ class AsyncioConnector(Generic[DriverT]):
     Args:
         connect: opens a connection. An `OSError` means that nobody answered; a
             driver that says so in another way wants a function that raises
-            `ConnectError` with ``unreachable=True``.
+            `~trio_hyperpool.ConnectError` with ``unreachable=True``.
         close: ends a connection politely.
         ping: raises if the server does not answer. Without it, and with
-            `HealthCheck.PASSIVE`, ``is_alive`` is the whole check.
+            ``HealthCheck.PASSIVE``, ``is_alive`` is the whole check.
         is_alive: whether an idle connection looks usable.
         is_clean: whether the next borrower may have a connection as it is.
         reset: puts right a connection that is not clean; if there is no

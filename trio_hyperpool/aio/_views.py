@@ -137,8 +137,8 @@ class AsyncioConnection(Adapted):
     such as `asyncio.timeout`, goes into a function that `call` runs.
 
     After the block of its lease any use of it, and of what was made from it, raises
-    `LeaseEndedError`, and `LeaseRevokedError` if the pool took it back. What was
-    assigned to its attributes is undone then.
+    `~trio_hyperpool.LeaseEndedError`, and `~trio_hyperpool.LeaseRevokedError` if the
+    pool took it back. What was assigned to its attributes is undone then.
     """
 
     __slots__ = ()
