@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(opentelemetry|psycopg|pyarrow|trio)\..*"),
     ("py:.*", "|".join(dir(builtins))),
     # What stands for any type, and for the fields of PoolConfig.
-    ("py:class", r"(trio_hyperpool\.\w+\.)?(ConnectionT|PoolOptions)"),
+    ("py:class", r"(trio_hyperpool\.\w+\.)?(ConnectionT|DriverT|PoolOptions|ResultT)"),
     # Aliases, and what a public class has from a private one.
     (
         "py:class",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from tests._aio import asyncio_on_trio
 from tests._postgres_server import Postgres, private_folder, running
 from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._errors import HyperdError
@@ -70,3 +73,25 @@ def postgres() -> Generator[Postgres]:
     """A PostgreSQL for the session; skips where there is none."""
     with private_folder() as folder, running(folder) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_env(postgres: Postgres) -> dict[str, str]:
+    """The PG* variables of the session's PostgreSQL."""
+    return {
+        "PGHOST": "127.0.0.1",
+        "PGPORT": f"{postgres.port}",
+        "PGUSER": "tester",
+        "PGDATABASE": "postgres",
+    }
+
+
+@pytest.fixture(scope="module")
+def aio() -> Generator[ModuleType]:
+    """`trio_hyperpool.aio`, for a module of tests; the others have asyncio as it was."""
+    with asyncio_on_trio():
+        try:
+            module = importlib.import_module("trio_hyperpool.aio")
+        except ImportError as error:
+            pytest.skip(str(error))
+        yield module

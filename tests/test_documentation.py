@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import AsyncGenerator
@@ -51,17 +52,25 @@ async def test_python(
     told: str | None,
     hyperd_path: Path,
     tmp_path: Path,
+    *,
     pytester: pytest.Pytester,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if "aio" in code and sys.version_info >= (3, 14):
+        pytest.skip("trio-asyncio does not work on this Python")
+    env = dict(os.environ)
+    if "asyncpg" in code:
+        env |= request.getfixturevalue("postgres_env")
     if "def test_" in code:
         pytester.makepyfile(code)
         pytester.runpytest_subprocess().assert_outcomes(passed=code.count("def test_"))
         return
-    needs_server = "localhost:7483" in code
+    needs_server = "7483" in code
     async with usual_server() if needs_server else contextlib.nullcontext():
         done = await trio.run_process(
             [sys.executable, "-W", "error", "-c", code],
             cwd=tmp_path,
+            env=env,
             capture_stdout=True,
             capture_stderr=True,
             check=False,

@@ -16,7 +16,9 @@ class Connector(Protocol[ConnectionT]):
     """What a pool needs of a kind of connection.
 
     The pool sets every deadline: a method that waits may wait for ever, and must
-    only pass `trio.Cancelled` on. Methods that are not async must not block.
+    only pass `trio.Cancelled` on. Methods that are not async must not block. What a
+    connector needs around all of that, such as tasks of its own, it gets by being an
+    async context manager, too: the pool's block is then inside of its own.
 
     Two kinds of object share the type ``ConnectionT``: the pooled connection, which
     only the pool sees, and views of it, each good for one block of a borrower or a
@@ -87,7 +89,7 @@ class Connector(Protocol[ConnectionT]):
         ...
 
     async def clean(self, connection: ConnectionT, /) -> None:
-        """Put a connection right that is `Condition.DIRTY` or ``ALTERED``.
+        """Put a connection right that is not clean, but `Condition.is_curable`.
 
         It raises if that fails.
         """

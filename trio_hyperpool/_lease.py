@@ -120,6 +120,11 @@ class Lease(Generic[ConnectionT]):
         traceback: TracebackType | None,
     ) -> None:
         """Give the connection back; not a checkpoint."""
+        self.give_back()
+
+    @enable_ki_protection
+    def give_back(self) -> None:
+        """End the lease, if it has begun and nobody has ended it yet."""
         slot, self._slot = self._slot, None
         if slot is not None and not self.is_revoked:
             self._supply.take_back(self, slot)

@@ -26,7 +26,7 @@ class Condition(enum.Enum):
     """To be put right by `Connector.clean` before anybody else has it."""
 
     ALTERED = "altered"
-    """Its session was changed in ways that `Connector.clean` undoes, as a hook may."""
+    """To be put right, too: its session is changed, or may be. A hook may leave it."""
 
     CHANGED = "changed"
     """Its session was changed in ways that only a new connection undoes: retired."""
@@ -41,8 +41,8 @@ class Condition(enum.Enum):
     """No use any more: discarded."""
 
     @property
-    def is_cleaned(self) -> bool:
-        """Whether `Connector.clean` puts it right."""
+    def is_curable(self) -> bool:
+        """Whether `Connector.clean` is what it needs."""
         return self is Condition.DIRTY or self is Condition.ALTERED
 
 

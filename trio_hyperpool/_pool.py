@@ -438,6 +438,15 @@ async def _running(
 
 
 @contextlib.asynccontextmanager
+async def _running_in(
+    connector: AbstractAsyncContextManager[object],
+    running: AbstractAsyncContextManager[Pool[ConnectionT]],
+) -> AsyncGenerator[Pool[ConnectionT]]:
+    async with connector, running as pool:
+        yield pool
+
+
+@contextlib.asynccontextmanager
 async def _running_with_hyperd(
     config: PoolConfig,
 ) -> AsyncGenerator[Pool[HyperConnection]]:
@@ -523,7 +532,9 @@ def open_pool(
         config: all of it ready made, in place of every other argument but
             ``connector``.
         connector: another kind of connection, in place of Hyper's. What ``endpoint``
-            and ``database`` mean is then up to it, and both may be left out.
+            and ``database`` mean is then up to it, and both may be left out. One
+            that is an async context manager is entered before its first connection,
+            and left after the last.
         options: the other fields of `PoolConfig`.
 
     Raises:
@@ -533,7 +544,10 @@ def open_pool(
     """
     config = _configured(endpoint, database, config, connector, options)
     if connector is not None:
-        return _Whole(_running(connector, config))
+        running = _running(connector, config)
+        if isinstance(connector, AbstractAsyncContextManager):
+            running = _running_in(connector, running)
+        return _Whole(running)
     if config.endpoint is None:
         return _Whole(_running_with_hyperd(config))
     if is_postgres(config.endpoint):

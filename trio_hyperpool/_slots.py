@@ -239,10 +239,10 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
         """A lease has ended: decide where its connection goes."""
         del self.leased[slot]
         slot.state = State.CLEANING
-        if condition is Condition.CLEAN or condition.is_cleaned:
+        if condition is Condition.CLEAN or condition.is_curable:
             fate = self.cleaned(slot, now)
             is_kept = fate is Fate.KEEP
-            if is_kept and (self._is_released or condition.is_cleaned):
+            if is_kept and (self._is_released or condition.is_curable):
                 return Fate.CLEAN
             return fate
         if condition is Condition.BROKEN:

@@ -410,7 +410,7 @@ class Supply(Generic[ConnectionT]):
             self.table.died()
             self._discard(slot, Reason.BROKEN)
         elif fate is Fate.CLEAN and not self.queue.is_closed:
-            self._spawn(self._clean if condition.is_cleaned else self._release, slot)
+            self._spawn(self._clean if condition.is_curable else self._release, slot)
         else:
             if self.queue.is_closed:
                 slot.reason = Reason.CLOSED

@@ -24,8 +24,8 @@ class Tasks:
         """Around the block of the pool."""
         self.bug: BaseException | None = None
         """The first thing that one of them raised."""
-        self.on_bug: Callable[[], None]
-        """What else a bug brings about; to be set before the first task starts."""
+        self.on_bug: Callable[[], None] = lambda: None
+        """What else a bug brings about."""
         # They run in the context of `open_pool`, not in that of the borrower who
         # happens to need one.
         self._context = contextvars.copy_context()
@@ -37,6 +37,12 @@ class Tasks:
     ) -> None:
         """Start a task."""
         self._context.run(self.nursery.start_soon, self._run, async_fn, args)
+
+    def fail(self, bug: BaseException) -> None:
+        """Cancel the body because of a bug; the first one is kept."""
+        self.bug = self.bug or bug
+        self.on_bug()
+        self.body.cancel()
 
     def end(self) -> None:
         """Cancel all of them, those that have not begun yet included."""
@@ -57,8 +63,6 @@ class Tasks:
             except trio.Cancelled:
                 raise
             except BaseException as bug:  # noqa: BLE001 - comes out of the pool's block
-                self.bug = self.bug or bug
-                self.on_bug()
-                self.body.cancel()
+                self.fail(bug)
             finally:
                 self._scopes.discard(scope)
