@@ -36,7 +36,7 @@ def run_tests(
     processor gets a second, quieter chance; what fails twice has failed. A run that
     hung has noted no failures, so that all of it is run again.
     """
-    spread = ("-n", "auto", "--dist", "loadgroup")
+    spread = ("-n", "auto", "--dist", "worksteal")
     try:
         session.run(*command, *spread, "--cache-clear", *session.posargs, env=env)
     except nox.command.CommandFailed:

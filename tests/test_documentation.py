@@ -17,6 +17,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 from trio_hyperpool import open_hyperd
 
+USUAL_PORT = "7483"
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -39,13 +40,15 @@ def blocks(language: str) -> list[ParameterSet]:
 
 
 @contextlib.asynccontextmanager
-async def usual_server() -> AsyncGenerator[None]:
-    """A server where examples expect one: ``localhost:7483``."""
-    async with open_hyperd(tcp=True, port=7483):
-        yield
+async def with_server(code: str) -> AsyncGenerator[str]:
+    """The code, with the port of a server in place of the usual one."""
+    if USUAL_PORT not in code:
+        yield code
+        return
+    async with open_hyperd(tcp=True) as hyperd:
+        yield code.replace(USUAL_PORT, hyperd.endpoint.rpartition(":")[2])
 
 
-@pytest.mark.xdist_group("port 7483")
 @pytest.mark.parametrize(("code", "told"), blocks("python"))
 async def test_python(
     code: str,
@@ -65,10 +68,9 @@ async def test_python(
         pytester.makepyfile(code)
         pytester.runpytest_subprocess().assert_outcomes(passed=code.count("def test_"))
         return
-    needs_server = "7483" in code
-    async with usual_server() if needs_server else contextlib.nullcontext():
+    async with with_server(code) as program:
         done = await trio.run_process(
-            [sys.executable, "-W", "error", "-c", code],
+            [sys.executable, "-W", "error", "-c", program],
             cwd=tmp_path,
             env=env,
             capture_stdout=True,
