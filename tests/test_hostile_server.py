@@ -383,7 +383,7 @@ async def test_what_a_server_says_in_an_error_is_text_whatever_it_is() -> None:
         async with hostile_pool(strange) as pool:
             error = await attempt(pool, execute)
             assert isinstance(error, ConnectError)
-            assert "\n" not in str(error)
+            assert str(error).startswith("cannot connect to 127.0.0.1:")
 
 
 @pytest.mark.parametrize("value", [b"\xff\xfe", b"", b"9" * 400, b"-", b"[[1,", b"P"])
