@@ -232,9 +232,8 @@ class HyperConnector(Sessions[HyperConnection[Any]]):
             text = str(error)
             # libpq does not tell the SQLSTATE of a refusal, only its severity.
             answered = "ERROR:" in text or "FATAL:" in text
-            told = text.partition("\n")[0].strip()
             raise ConnectError(
-                f"cannot connect to {self._endpoint}: {told}", unreachable=not answered
+                f"cannot connect to {self._endpoint}: {text}", unreachable=not answered
             ) from error
         connection.cancel_timeout = self._config.cancel_timeout
         return connection

@@ -81,6 +81,8 @@ class HyperConnection(TrioConnection[Row]):
         row_factory: AsyncRowFactory[Any] = tuple_row,
     ) -> None:
         super().__init__(pgconn, row_factory)
+        # Hyper has no LISTEN: what came all the same would pile up, unread.
+        pgconn.notify_handler = None
         self.cursor_factory: type[AsyncCursor[Row]] = cast(
             "type[AsyncCursor[Row]]", HyperCursor
         )

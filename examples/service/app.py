@@ -100,7 +100,8 @@ async def main(database: str, endpoint: str | None, bind: str) -> None:
     """Serve until asked to end."""
     config = Config()
     config.bind = [bind]
-    config.graceful_timeout = PATIENCE
+    # A request that runs ends by its own deadline.
+    config.graceful_timeout = PATIENCE + 1
     # A connection that is kept for the next request may be closed just as it comes.
     config.keep_alive_max_requests = 1
     async with open_pool(
