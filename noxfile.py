@@ -30,13 +30,13 @@ INSTALLED = {"PYTHONSAFEPATH": "1"}  # tests import the wheel, never the checkou
 def run_tests(
     session: nox.Session, *command: str, env: dict[str, str] = INSTALLED
 ) -> None:
-    """Run tests on all processors, and those that failed once more, one by one.
+    """Run tests at the same time, as many wait, and those that failed once more.
 
     Much here is about time, and machines are shared: what fails for want of a
     processor gets a second, quieter chance; what fails twice has failed. A run that
     hung has noted no failures, so that all of it is run again.
     """
-    spread = ("-n", "auto", "--dist", "worksteal")
+    spread = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
     try:
         session.run(*command, *spread, "--cache-clear", *session.posargs, env=env)
     except nox.command.CommandFailed:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
 needs_trio_asyncio = pytest.mark.skipif(
     sys.version_info >= (3, 14), reason="trio-asyncio does not work on this Python"
 )

@@ -31,6 +31,8 @@ from trio_hyperpool._arrow_messages import END, Messages  # noqa: E402
 from trio_hyperpool._arrow_types import sql_type  # noqa: E402
 from trio_hyperpool.arrow import fetch_arrow, insert_arrow, stream_arrow  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 HyperPool = Pool[HyperConnection[Any]]
 MINUTES = "SELECT * FROM generate_series(1::bigint, 100000000000) s(x)"
 

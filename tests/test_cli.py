@@ -20,7 +20,11 @@ import trio
 
 from trio_hyperpool import CreateMode, HyperConnection, Pool, _demo, open_pool
 
-pytestmark = [pytest.mark.hyperd, pytest.mark.usefixtures("hyperd_path")]
+pytestmark = [
+    pytest.mark.hyperd,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("hyperd_path"),
+]
 
 
 class Shell:

@@ -17,6 +17,8 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 from trio_hyperpool import open_hyperd
 
+pytestmark = pytest.mark.slow
+
 USUAL_PORT = "7483"
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -32,6 +32,7 @@ from psycopg.types.numeric import IntLoader
 
 from trio_hyperpool._driver import TrioConnection, _views, _waiting
 from trio_hyperpool._driver._connecting import attempts_of, first_to_connect
+from trio_hyperpool._driver._copying import TrioCursor
 from trio_hyperpool._driver._driving import _WaitTimeout
 from trio_hyperpool._driver._turns import ViewTurns
 from trio_hyperpool._driver._waiting import EITHER, READABLE, WRITABLE, wait_ready
@@ -1585,7 +1586,7 @@ async def test_what_a_view_changes_ends_with_it(conn: Connection) -> None:
     view.end(LeaseEndedError)
     for fresh in (conn, conn.lend()):
         assert fresh.row_factory is not dict_row
-        assert fresh.cursor_factory is psycopg.AsyncCursor
+        assert fresh.cursor_factory is TrioCursor
         assert fresh.prepare_threshold is None
         assert fresh.prepared_max == 100
         assert fresh.autocommit

@@ -286,6 +286,7 @@ async def test_a_full_queue_turns_the_next_one_away_at_once(
         assert is_at_rest(pool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["after_connect", "before_acquire"])
 @pytest.mark.parametrize("hangs_in", ["sleep", "query"])
 async def test_a_hook_that_hangs_ends_within_its_deadline(

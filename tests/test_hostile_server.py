@@ -25,6 +25,8 @@ from trio_hyperpool import (
     open_pool,
 )
 
+pytestmark = pytest.mark.slow
+
 DEADLINES: Final[dict[str, Any]] = {
     "create_timeout": 0.3,
     "recycle_timeout": 0.2,

@@ -13,7 +13,11 @@ import pytest
 
 from tests._wire import eventually, is_alive
 
-pytestmark = [pytest.mark.hyperd, pytest.mark.usefixtures("hyperd_path")]
+pytestmark = [
+    pytest.mark.hyperd,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("hyperd_path"),
+]
 
 PRELUDE = """
 import os, signal, sys, threading, time

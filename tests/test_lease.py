@@ -708,6 +708,7 @@ class _AtLine:
         return self.trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["lease", "open", "quiesce", "retire", "resize", "reset"]
 )

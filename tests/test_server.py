@@ -27,7 +27,7 @@ from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._errors import HyperdError
 from trio_hyperpool._server import Hyperd, open_hyperd
 
-pytestmark = pytest.mark.usefixtures("hyperd_path")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hyperd_path")]
 
 
 def connect(hyperd: Hyperd, **more: Any) -> psycopg.Connection[tuple[Any, ...]]:

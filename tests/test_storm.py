@@ -24,6 +24,8 @@ from tests._invariants import (
 from trio_hyperpool import PoolError
 from trio_hyperpool.testing import FakeConnector, Gate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> Generator[None]:

@@ -91,6 +91,7 @@ def test_a_hyperd_that_does_not_start_is_an_error_of_its_fixture(
     )
 
 
+@pytest.mark.slow
 def test_an_application_uses_the_plug_in_by_its_name(pytester: pytest.Pytester) -> None:
     pytester.makeconftest('pytest_plugins = ["trio_hyperpool.testing"]')
     pytester.makepyfile(

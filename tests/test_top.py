@@ -28,6 +28,8 @@ from trio_hyperpool._snapshot import Minute, Note, Snapshot, Waiters, from_line,
 from trio_hyperpool._statistics import Holder, PoolStatistics, Timing, frozen
 from trio_hyperpool.telemetry import live_view
 
+pytestmark = pytest.mark.slow
+
 NOTHING = Timing(0, 0.0, 0.0)
 
 QUIET = Snapshot(

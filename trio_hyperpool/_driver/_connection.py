@@ -9,14 +9,15 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 
 import psycopg
-from psycopg import AsyncCursor, AsyncPipeline, AsyncTransaction, errors
+from psycopg import AsyncCursor, AsyncPipeline, AsyncTransaction, errors, pq
 from psycopg.abc import AdaptContext, ConnParam, Params, PQGen, Query
 from psycopg.adapt import AdaptersMap
-from psycopg.rows import AsyncRowFactory, Row, scalar_row
+from psycopg.rows import AsyncRowFactory, Row, scalar_row, tuple_row
 from trio.lowlevel import enable_ki_protection
 
 from ._blocks import COMMIT, LOST, Pipeline, Transaction
 from ._connecting import first_to_connect
+from ._copying import TrioCursor
 from ._draining import send_empty_query
 from ._driving import DrivenConnection
 
@@ -37,6 +38,14 @@ class TrioConnection(DrivenConnection[Row]):
     **Views.** `lend` makes an object of its own over the same libpq connection, good
     until its `end`.
     """
+
+    def __init__(
+        self,
+        pgconn: pq.abc.PGconn,
+        row_factory: AsyncRowFactory[Any] = tuple_row,
+    ) -> None:
+        super().__init__(pgconn, row_factory)
+        self.cursor_factory: type[AsyncCursor[Row]] = cast("Any", TrioCursor)
 
     @classmethod
     @enable_ki_protection

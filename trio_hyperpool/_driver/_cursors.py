@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 from psycopg import (
-    AsyncCursor,
     AsyncServerCursor,
     DataError,
     NotSupportedError,
@@ -19,10 +17,9 @@ from psycopg._preparing import Prepare
 from psycopg._queries import PostgresQuery
 from psycopg.abc import Buffer, Params, PQGen, Query, Transformer as AnyTransformer
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.copy import AsyncWriter
 from psycopg.rows import Row
 
-from ._copying import LinewiseCopy
+from ._copying import LinewiseCopy, TrioCursor
 
 _Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -129,12 +126,14 @@ def _as_bytes(
     )
 
 
-class GuardedCursor(AsyncCursor[Row]):
+class GuardedCursor(TrioCursor[Row]):
     """A cursor that looks at what it is about to send, and never prepares it.
 
     Results are read in the format that was asked for, whatever the server calls it.
     The methods whose names begin with ``before`` and ``after`` are for subclasses.
     """
+
+    copy_class = LinewiseCopy
 
     literal_query: ClassVar[type[LiteralQuery]]
     """How parameters are put into a query."""
@@ -220,20 +219,6 @@ class GuardedCursor(AsyncCursor[Row]):
         )
         super()._execute_send(query, force_extended=force_extended, binary=binary)
 
-    @asynccontextmanager
-    async def copy(
-        self,
-        statement: Query,
-        params: Params | None = None,
-        *,
-        writer: AsyncWriter | None = None,
-    ) -> AsyncGenerator[LinewiseCopy]:
-        """Start a COPY, as `psycopg.AsyncCursor.copy` does."""
-        async with super().copy(statement, params, writer=writer) as copy:
-            # psycopg names the class where it makes the object.
-            copy.__class__ = LinewiseCopy
-            yield cast("LinewiseCopy", copy)
-
     def _start_copy_gen(
         self, statement: Query, params: Params | None = None
     ) -> PQGen[None]:
@@ -294,7 +279,7 @@ class GuardedNamedCursor(GuardedCursor[Row], AsyncServerCursor[Row]):
         yield from super()._scroll_gen(value, mode)
 
 
-class WatchedCursor(AsyncCursor[Row]):
+class WatchedCursor(TrioCursor[Row]):
     """A cursor that shows what it is about to send, and is psycopg's own otherwise."""
 
     def note(self, text: bytes) -> None:
