@@ -49,8 +49,9 @@ def tests(session: nox.Session) -> None:
     session.install(".[binary,hyperd,timeline]", "--group", "tests")
     if session.python == HERE:
         session.install("--group", "browser")
-    selection = () if session.python == HERE else ("-m", "not slow")
-    run_tests(session, "coverage", "run", "-m", "pytest", *selection)
+        run_tests(session, "coverage", "run", "-m", "pytest")
+    else:
+        run_tests(session, "pytest", "-m", "not slow")
 
 
 @nox.session
@@ -81,7 +82,7 @@ def drivers(session: nox.Session, psycopg: str) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Report what the tests have covered, on all Pythons and drivers together."""
+    """Report what the tests have covered, with all the drivers."""
     session.install("coverage")
     session.run("coverage", "combine")
     session.run("coverage", "report")
