@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._errors import HyperdError
 from trio_hyperpool._launch import find_executable
 from trio_hyperpool._server import Hyperd
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As shells have it in the background; programs that tests interrupt inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["trio_hyperpool.testing", "pytester"]
 
