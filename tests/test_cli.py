@@ -526,3 +526,37 @@ def test_a_missing_server_is_named(shell: Shell, file: str) -> None:
     assert (status, out) == (1, "")
     assert "HYPERD_PATH" in err
     assert "Traceback" not in err
+
+
+async def test_a_header_longer_than_a_piece_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = importlib.import_module("trio_hyperpool._loading")
+    monkeypatch.setattr(loading, "_AT_ONCE", 4)
+    (tmp_path / "wide.csv").write_bytes(b"\xef\xbb\xbfone,two,three\n1,2,3\n")
+    with io.FileIO(tmp_path / "wide.csv") as file:
+        header = await loading._read_header(file)
+    assert header.startswith(b"one,two,three\n")
+
+
+def test_numbers_that_json_has_not_are_words_in_a_list_too() -> None:
+    printing = importlib.import_module("trio_hyperpool._printing")
+    assert printing._plain([1, float("inf"), [float("nan")]]) == [
+        1,
+        "Infinity",
+        ["NaN"],
+    ]
+
+
+def test_a_reader_of_top_that_has_gone_ends_it_quietly() -> None:
+    program = (
+        "import sys\n"
+        "from trio_hyperpool import _cli, _top\n"
+        "async def top(*_, **__): raise BrokenPipeError\n"
+        "_top.top = top\n"
+        "sys.exit(_cli.main(['top']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

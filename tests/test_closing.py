@@ -312,6 +312,20 @@ async def test_settling_that_does_not_go_well_is_logged_and_bounded(
     assert "settling" in caplog.text
 
 
+async def test_an_interrupt_while_settling_comes_out_as_itself(
+    autojump_clock: MockClock,
+) -> None:
+    class Interrupted(FakeConnector):
+        async def settle(self) -> None:
+            raise KeyboardInterrupt
+
+    connector = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        async with fake_pool(connector) as pool, pool.lease() as connection:
+            connection.close()
+    connector.assert_no_leak()
+
+
 # Bodies that raise, or are cancelled
 
 

@@ -1129,13 +1129,15 @@ async def test_a_server_that_went_silent_costs_no_more_than_the_cancel_timeout(
         assert "closing it" in caplog.text
 
 
+@pytest.mark.parametrize("cursor", [TrioCursor, psycopg.AsyncRawCursor])
 async def test_a_copy_out_that_is_given_up_on_a_silent_server_ends_in_time(
-    conninfo: dict[str, str],
+    conninfo: dict[str, str], cursor: Any
 ) -> None:
     statement = f"copy ({MANY}) to stdout with (format text)"
     async with half_dead_server(conninfo) as server:
         conn = await connect(server.conninfo, sslmode="disable")
         conn.cancel_timeout = 0.3
+        conn.cursor_factory = cursor
         with trio.fail_after(2), pytest.raises(ValueError, match="mine"):
             async with conn.cursor().copy(statement) as copy:
                 await copy.read()

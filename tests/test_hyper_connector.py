@@ -11,6 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 import trio
+from psycopg import sql
+from trio.testing import MockClock
 
 from trio_hyperpool._config import CreateMode, HealthCheck, PoolConfig
 from trio_hyperpool._connector import Connector
@@ -602,3 +604,17 @@ async def test_a_create_whose_answer_was_lost_is_taken_for_our_own(
     assert caught.value.unreachable
     await connector.prepare()
     assert await use(connector, "SELECT 1") == (1,)
+
+
+async def test_ddl_that_is_never_answered_is_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    class Silent:
+        async def execute(self, statement: sql.Composed) -> None:
+            await trio.sleep_forever()
+
+    connector = HyperConnector(PoolConfig("localhost", "x.hyper", cancel_timeout=2))
+    silent: Any = Silent()
+    with pytest.raises(psycopg.OperationalError, match="no answer for 2 seconds"):
+        await connector._shielded(silent, sql.SQL("DROP TABLE {}").format("t"))
+    assert trio.current_time() == 2

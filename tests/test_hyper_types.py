@@ -586,7 +586,7 @@ async def test_numpy_scalars_come_back_as_what_they_equal(conn: Connection) -> N
     for value in (
         numpy.longdouble(1) / 3,
         numpy.datetime64("2024-01-01"),
-        numpy.timedelta64(1),
+        numpy.timedelta64(1, "s"),
         numpy.complex64(1),
         numpy.array([1, 2]),
     ):

@@ -63,6 +63,14 @@ class ConnectorConformance:
         pytest.fail("override the fixture 'trial'")  # pragma: no cover
 
     @pytest.mark.trio
+    async def test_it_says_what_it_is(self, trial: Trial[Any]) -> None:
+        """By what the pool is called, and the kind of server."""
+        connector = trial.connector()
+        for word in (connector.name, connector.system):
+            assert isinstance(word, str)
+            assert word
+
+    @pytest.mark.trio
     async def test_a_connection_is_reused_and_there_are_never_too_many(
         self, trial: Trial[Any]
     ) -> None:
