@@ -1003,8 +1003,10 @@ async def test_cancelled_at_any_checkpoint_it_is_usable_and_leaks_nothing(
             finally:
                 trio.lowlevel.remove_instrument(instrument)
         if conn.closed:
-            # Hyper may drop the error of a query that was cancelled in a pipeline.
-            assert "pipeline" in sentence(scenario) or scenario is an_executemany
+            # Hyper may drop the error of a query that was cancelled in a pipeline, and
+            # may never answer to a COPY of which it has much to read when it is given up.
+            allowed = "pipeline" in sentence(scenario)
+            assert allowed or scenario in {an_executemany, a_copy_in}
             conn = await connect(conninfo)
             await conn.execute("create temp table t (a int)")
         await assert_good_as_new(conn)
@@ -1307,7 +1309,10 @@ async def test_a_transaction_block_may_close_the_connection(conn: Connection) ->
     async with conn.transaction() as transaction:
         await conn.execute("select 1")
         await conn.close()
-    assert transaction.status is transaction.Status.FAILED
+    assert conn.closed
+    # psycopg 3.2 does not tell.
+    status = getattr(transaction, "status", None)
+    assert status is None or status.name == "FAILED"
 
 
 async def test_a_forced_rollback_that_gets_no_answer_raises(
@@ -1376,7 +1381,10 @@ async def test_close_wakes_a_task_that_waits(
 
         @nursery.start_soon
         async def _() -> None:
-            with pytest.raises(psycopg.OperationalError, match="closed"):
+            # The latter are psycopg 3.2's words, of whoever listens.
+            with pytest.raises(
+                psycopg.OperationalError, match=r"closed|pointer is NULL"
+            ):
                 await scenario(conn)
 
         await trio.sleep(0.1)

@@ -116,7 +116,11 @@ async def test_a_ping_that_is_answered_by_an_error_raises_it() -> None:
 async def test_a_replication_stream_leaves_the_connection_busy() -> None:
     async with connected() as (server, conn):
         server.script["START_REPLICATION"] = COPY_BOTH, b"I"
-        with pytest.raises(errors.NotSupportedError, match="replication stream"):
+        # psycopg 3.2 takes it for a COPY.
+        with pytest.raises(
+            (errors.NotSupportedError, psycopg.ProgrammingError),
+            match=r"replication stream|COPY",
+        ):
             await conn.execute("START_REPLICATION")
         assert conn.is_busy
 
