@@ -168,7 +168,7 @@ def in_an_sdist() -> set[str]:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a broken reference is an error."""
-    session.install(".[arrow,binary,otel]", "--group", "docs")
+    session.install(".[arrow,binary,cli,otel,timeline]", "--group", "docs")
     session.run("sphinx-build", "-EnW", "--keep-going", "docs", "docs/_build/html")
 
 
