@@ -14,6 +14,8 @@ from psycopg import capabilities, errors, pq
 from psycopg.abc import PQGen
 from trio.lowlevel import enable_ki_protection
 
+from trio_hyperpool._errors import LeaseError
+
 from ._draining import drain
 from ._link import Link, abort
 from ._states import ACTIVE, BAD, PIPELINE_OFF
@@ -39,7 +41,7 @@ class ViewTurns(Turns):
     __slots__ = ("is_stopping", "last_pause", "link", "pgconn")
 
     def __init__(self, pgconn: pq.abc.PGconn, link: Link) -> None:
-        self.ended = None
+        self.ended: type[LeaseError] | None = None
         self.is_taken = False
         self._queue = None
         self.pgconn: pq.abc.PGconn = pgconn
