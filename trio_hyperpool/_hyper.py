@@ -23,11 +23,12 @@ from psycopg import OperationalError, errors, sql
 from psycopg.conninfo import make_conninfo
 
 from ._config import CreateMode, PoolConfig
+from ._driver import IN_TRANSACTION
 from ._endpoint import parse_endpoint
 from ._errors import ConnectError, LeaseError
 from ._hyper_connection import HyperConnection
 from ._policy import Condition
-from ._sessions import IN_TRANSACTION, Sessions
+from ._sessions import Sessions
 
 __all__ = ["DEFAULT_USER", "HyperConnection", "HyperConnector"]
 

@@ -29,9 +29,8 @@ from ._catalogue import (
     query_for_tables,
 )
 from ._cursors import HyperCursor, HyperNamedCursor, refuse_prepare
-from ._driver import TrioConnection
+from ._driver import IN_TRANSACTION, TrioConnection
 from ._hyper_types import hyper_adapters
-from ._sessions import IN_TRANSACTION
 
 
 class SessionTraces:

@@ -19,9 +19,10 @@ from typing import Any, Final
 
 import trio
 
-from ._pool import Pool, _Whole
+from ._pool import Pool
 from ._recent import Recent
 from ._snapshot import Snapshot, to_line
+from ._whole import Whole
 
 INTERVAL: Final = 0.5
 """Seconds between two lines."""
@@ -80,7 +81,7 @@ def live_view(
             raise ValueError(
                 f"path: {LONGEST_PATH} bytes are allowed, {os.fspath(path)!r} is longer"
             )
-    return _Whole(_viewed(pool, path))
+    return Whole(_viewed(pool, path))
 
 
 def default_directory() -> Path:

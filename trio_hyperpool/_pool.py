@@ -10,7 +10,7 @@ import random
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Generic, TypeVar, Unpack, cast, overload
 
 import trio
@@ -41,6 +41,7 @@ from ._statistics import PoolStatistics, frozen
 from ._supply import Supply
 from ._tasks import Tasks
 from ._upkeep import Upkeep
+from ._whole import Whole
 
 ConnectionT = TypeVar("ConnectionT")
 ResultT = TypeVar("ResultT")
@@ -346,7 +347,7 @@ class Pool(Generic[ConnectionT]):
             PoolError: a connection did not end in good order, so that it is not
                 certain that everything is on disk.
         """
-        return _Whole(self._quiesced())
+        return Whole(self._quiesced())
 
     @contextlib.asynccontextmanager
     async def _quiesced(self) -> AsyncGenerator[None]:
@@ -460,30 +461,6 @@ async def _running_with_hyperd(
             yield pool
 
 
-class _Whole(Generic[ResultT]):
-    """An async context manager that a KeyboardInterrupt can't cut into halves.
-
-    It comes at checkpoints only, so that both ends of the block are whole.
-    """
-
-    def __init__(self, running: AbstractAsyncContextManager[ResultT]) -> None:
-        self._running = running
-
-    @enable_ki_protection
-    async def __aenter__(self) -> ResultT:
-        return await self._running.__aenter__()
-
-    @enable_ki_protection
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        # Who is called shields what must not be cut short.
-        return await self._running.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102
-
-
 @overload
 def open_pool(
     endpoint: str | None = None,
@@ -547,12 +524,12 @@ def open_pool(
         running = _running(connector, config)
         if isinstance(connector, AbstractAsyncContextManager):
             running = _running_in(connector, running)
-        return _Whole(running)
+        return Whole(running)
     if config.endpoint is None:
-        return _Whole(_running_with_hyperd(config))
+        return Whole(_running_with_hyperd(config))
     if is_postgres(config.endpoint):
-        return _Whole(_running(PostgresConnector(config), config))
-    return _Whole(_running(HyperConnector(config), config))
+        return Whole(_running(PostgresConnector(config), config))
+    return Whole(_running(HyperConnector(config), config))
 
 
 def _configured(

@@ -8,13 +8,11 @@ from typing import Any, Final, Generic, TypeVar
 from psycopg import OperationalError, pq
 
 from ._config import HealthCheck, PoolConfig
-from ._driver import TrioConnection
+from ._driver import IN_TRANSACTION, TrioConnection
 from ._errors import LeaseError
 from ._policy import Condition
 
 SessionT = TypeVar("SessionT", bound=TrioConnection[Any])
-
-IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 _IDLE: Final = pq.TransactionStatus.IDLE
 

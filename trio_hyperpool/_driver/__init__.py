@@ -46,8 +46,10 @@ from ._cursors import (
     WatchedCursor,
     WatchedNamedCursor,
 )
+from ._states import IN_TRANSACTION
 
 __all__ = [
+    "IN_TRANSACTION",
     "GuardedCursor",
     "GuardedNamedCursor",
     "LiteralQuery",
