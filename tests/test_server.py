@@ -594,9 +594,12 @@ async def test_stderr_never_blocks_the_server_and_only_its_end_is_kept(
 # The life of our own process
 
 PROGRAM = """
-import psycopg, sys, trio
+import psycopg, signal, sys, trio
 from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool._server import open_hyperd
+
+# A run under nohup ignores it, and so would its children.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 async def main():
     async with open_hyperd() as hyperd:
