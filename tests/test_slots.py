@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from trio_hyperpool._config import HealthCheck, PoolConfig
 from trio_hyperpool._policy import Condition, Reason, is_probed, lifetime
-from trio_hyperpool._slots import Claim, Fate, Slot, SlotTable, State
+from trio_hyperpool._slots import Fate, Slot, SlotTable, State
 
 make: Callable[..., PoolConfig] = functools.partial(PoolConfig, database="d.hyper")
 
@@ -52,8 +52,8 @@ def open_idle(table: Table, now: float) -> Slot[str]:
 
 def lend(table: Table, lease: str, now: float) -> Slot[str]:
     """Lease the idle connection that the table chooses."""
-    claim, slot = table.granted(f"permit of {lease}", lease, now)
-    assert claim is Claim.REUSE
+    slot = table.granted(f"permit of {lease}", lease, now)
+    assert slot.state is State.LEASED
     slot.leases += 1
     return slot
 
@@ -73,8 +73,7 @@ def give_back(table: Table, slot: Slot[str], now: float) -> None:
 
 def test_the_first_lease_opens_a_connection() -> None:
     table = table_of()
-    claim, slot = table.granted("permit", "A", 0)
-    assert claim is Claim.OPEN
+    slot = table.granted("permit", "A", 0)
     assert slot.state is State.OPENING
     assert slot.permit == "permit"
     assert slot in table.slots
@@ -85,8 +84,8 @@ def test_the_first_lease_opens_a_connection() -> None:
 def test_the_connection_given_back_last_is_leased_first() -> None:
     table = table_of()
     first, second = open_idle(table, 0), open_idle(table, 0)
-    claim, slot = table.granted("permit", "A", 1)
-    assert (claim, slot) == (Claim.REUSE, second)
+    slot = table.granted("permit", "A", 1)
+    assert slot is second
     assert slot.permit == "permit"
     assert slot.state is State.LEASED
     assert table.leased == {second: "A"}
@@ -97,8 +96,8 @@ def test_an_expired_connection_is_passed_over() -> None:
     table = table_of(max_lifetime=10)
     older = open_idle(table, 0)
     younger = open_idle(table, 1)
-    assert table.granted("permit", "A", 10)[1] is younger
-    assert table.granted("permit", "B", 10)[0] is Claim.OPEN
+    assert table.granted("permit", "A", 10) is younger
+    assert table.granted("permit", "B", 10) not in {older, younger}
     assert table.idle == [older]
 
 
@@ -106,15 +105,16 @@ def test_of_two_the_one_given_back_first_is_leased_if_the_other_has_expired() ->
     chances = iter([0, 0.5])
     table: Table = SlotTable(make(max_lifetime=10), lambda: next(chances))
     lasting, _ = open_idle(table, 0), open_idle(table, 0)
-    assert table.granted("permit", "A", 9.7) == (Claim.REUSE, lasting)
+    assert table.granted("permit", "A", 9.7) is lasting
+    assert lasting.state is State.LEASED
 
 
 def test_a_connection_from_before_a_reset_is_passed_over() -> None:
     table = table_of()
     old = open_idle(table, 0)
     table.was_reset()
-    claim, new = table.granted("permit", "A", 0)
-    assert claim is Claim.OPEN
+    new = table.granted("permit", "A", 0)
+    assert new.state is State.OPENING
     assert new.generation == table.generation != old.generation
     assert table.idle == [old]
 
@@ -122,8 +122,8 @@ def test_a_connection_from_before_a_reset_is_passed_over() -> None:
 def test_an_expired_connection_in_the_way_is_replaced() -> None:
     table = table_of(max_size=2, max_lifetime=10)
     oldest, newest = open_idle(table, 0), open_idle(table, 0)
-    claim, slot = table.granted("permit", "A", 10)
-    assert (claim, slot) == (Claim.REPLACE, oldest)
+    slot = table.granted("permit", "A", 10)
+    assert slot is oldest
     assert slot.state is State.OPENING
     assert slot.reason is Reason.LIFETIME
     assert slot.permit == "permit"
@@ -135,16 +135,17 @@ def test_an_expired_connection_in_the_way_is_replaced() -> None:
 def test_one_that_rested_too_long_is_replaced_for_that_reason() -> None:
     table = table_of(max_size=1, idle_timeout=5)
     slot = open_idle(table, 0)
-    assert table.granted("permit", "A", 5) == (Claim.REPLACE, slot)
+    assert table.granted("permit", "A", 5) is slot
+    assert slot.state is State.OPENING
     assert slot.reason is Reason.IDLE
 
 
 def test_a_connection_is_opened_beside_expired_ones_only_if_there_is_room() -> None:
     table = table_of(max_size=2)
-    open_idle(table, 0)
+    old = open_idle(table, 0)
     table.was_reset()
-    assert table.granted("permit", "A", 0)[0] is Claim.OPEN
-    assert table.granted("permit", "B", 0)[0] is Claim.REPLACE
+    assert table.granted("permit", "A", 0) is not old
+    assert table.granted("permit", "B", 0) is old
     assert len(table.slots) == 2
 
 
@@ -152,8 +153,8 @@ def test_a_token_from_before_a_shrink_is_still_good_for_a_connection() -> None:
     table = table_of(max_size=2)
     open_leased(table, "A", 0)
     table.max_size = 1
-    claim, slot = table.granted("permit", "B", 0)
-    assert claim is Claim.OPEN
+    slot = table.granted("permit", "B", 0)
+    assert slot.state is State.OPENING
     assert slot in table.slots
 
 
@@ -608,7 +609,6 @@ def test_a_slot_takes_a_connection_and_a_view_and_nothing_else() -> None:
     ("words", "decisions"),
     [
         ("opening idle leased cleaning", State),
-        ("reuse open replace", Claim),
         ("keep clean retire discard", Fate),
     ],
 )
@@ -723,9 +723,9 @@ class AnyPool(RuleBasedStateMachine):
             good = [slot for slot in self.idle if self.verdict(slot) is None]
             first_reason = self.verdict(self.idle[0]) if self.idle else None
             size = len(self.table.slots)
-            claim, slot = self.table.granted(permit, lease, self.now)
+            slot = self.table.granted(permit, lease, self.now)
             assert slot.permit is permit
-            if claim is not Claim.REUSE:
+            if slot.state is not State.LEASED:
                 break
             assert slot is good[-1]
             self.idle.remove(slot)
@@ -737,7 +737,8 @@ class AnyPool(RuleBasedStateMachine):
             del self.held[slot]
             self.table.ended(slot)
         assert not good
-        if claim is Claim.REPLACE:
+        assert slot.state is State.OPENING
+        if slot in self.idle:
             assert size >= self.table.max_size
             assert slot is self.idle.pop(0)
             assert slot.reason is first_reason

@@ -7,7 +7,6 @@ from types import CodeType, TracebackType
 from typing import Generic, TypeVar
 
 import outcome
-import trio
 from trio.lowlevel import (
     Abort,
     RaiseCancelT,
@@ -19,8 +18,9 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from ._scopes import Scopes, scopes_of
 from ._slots import Slot
-from ._supply import Supply, Wait
+from ._supply import QUEUE, SEEKERS, Supply
 
 ConnectionT = TypeVar("ConnectionT")
 
@@ -32,22 +32,16 @@ class Lease(Generic[ConnectionT]):
     by a KeyboardInterrupt between its frames; here both ends are protected from it.
     """
 
-    __slots__ = (
-        "_code",
-        "_instruction",
-        "_is_entered",
-        "_slot",
-        "_supply",
-        "_wait_timeout",
-        "deadline",
-        "granted_at",
-        "is_logged",
-        "is_revoked",
-        "number",
-        "task",
-    )
-
     task: Task
+    scopes: Scopes
+    """Those that the task was in when it got its connection."""
+    granted_at: float = math.inf
+    is_revoked: bool = False
+    is_logged: bool = False
+    """Whether it was logged that it is held for long."""
+    number: int = 0
+    _is_entered = False
+    _slot: Slot[ConnectionT] | None = None
 
     def __init__(
         self,
@@ -62,15 +56,6 @@ class Lease(Generic[ConnectionT]):
         # which takes time to find and is hardly ever asked for.
         self._code = code
         self._instruction = instruction
-        self._is_entered = False
-        self._slot: Slot[ConnectionT] | None = None
-        self.deadline: float = math.inf
-        """The effective deadline of the task when it got its connection."""
-        self.granted_at: float = math.inf
-        self.is_revoked: bool = False
-        self.number: int = 0
-        self.is_logged: bool = False
-        """Whether it was logged that it is held for long."""
 
     @property
     def taken_at(self) -> str:
@@ -89,7 +74,8 @@ class Lease(Generic[ConnectionT]):
             raise RuntimeError("a lease is good for one block: call lease() for each")
         self._is_entered = True
         supply = self._supply
-        self.task = current_task()
+        self.task = task = current_task()
+        self.scopes = scopes_of(task)
         asked_at = supply.now()
         record = supply.record
         if record.instruments:
@@ -97,19 +83,20 @@ class Lease(Generic[ConnectionT]):
         try:
             await checkpoint()
             slot = supply.claim(self)
-            if slot is Wait.QUEUE:
+            if slot is QUEUE:
                 permit = await supply.queue.wait(self, self._wait_timeout)
                 slot = supply.place(self, permit)
-            if slot is Wait.SEEKERS:
+            if slot is SEEKERS:
                 slot = await self._seek()
-            while supply.needs_check(slot) and not await supply.check(self, slot):
+            while slot.is_due or supply.before_acquire is not None:
+                if await supply.check(self, slot):
+                    break
                 slot = await self._seek()
             view = supply.hand_out(self, slot, asked_at)
         except BaseException as error:
             record.refused(self, asked_at, error)
             raise
         self._slot = slot
-        self.deadline = trio.current_effective_deadline()
         return view
 
     @enable_ki_protection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 from ._config import HealthCheck, PoolConfig
 
@@ -44,6 +45,10 @@ class Condition(enum.Enum):
     def is_curable(self) -> bool:
         """Whether `Connector.clean` is what it needs."""
         return self is Condition.DIRTY or self is Condition.ALTERED
+
+
+CLEAN: Final = Condition.CLEAN
+"""Looked up once for every lease: on Python 3.11, in an enum takes as long as a call."""
 
 
 class Reason(enum.Enum):

@@ -9,7 +9,7 @@ that cleans up after it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import trio
@@ -25,6 +25,7 @@ from ._errors import (
     PoolTimeoutError,
 )
 from ._record import Record, RecordedLease
+from ._scopes import Scopes
 from ._statistics import tasks_wait
 
 
@@ -32,7 +33,7 @@ class QueueingLease(RecordedLease, Protocol):
     """What the queue has to know about a lease."""
 
     @property
-    def deadline(self) -> float: ...
+    def scopes(self) -> Scopes: ...
 
 
 class TokenQueue:
@@ -141,29 +142,48 @@ class TokenQueue:
                 f"and max_waiting is {self._config.max_waiting}"
             )
         permit = object()
-        task = lease.task
+        failed: Callable[[QueueingLease, float], PoolError] | None = None
         self.waiting += 1
         try:
-            with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
-                if self._is_endless(lease, timeout):
-                    self._endless[task] = scope, trio.current_effective_deadline()
-                    self.look_for_deadlock(arriving=1)
+            held = self._innermost(lease.task)
+            if timeout < math.inf or held is not None:
+                failed = await self._acquire(permit, lease.task, timeout, held)
+            else:
+                # Nobody will end this wait: a scope around it would be a third of it.
                 await self._limiter.acquire_on_behalf_of(permit)
         finally:
             self.waiting -= 1
-            self._endless.pop(task, None)
-            is_deadlocked = task in self._deadlocked
-            self._deadlocked.discard(task)
             if self._endless:
                 self.look_for_deadlock()
-        # Not `cancel_called`: a token granted just before the deadline is ours.
-        if scope.cancelled_caught:
-            error = self._deadlock if is_deadlocked else self._timed_out
-            raise error(lease, timeout)
+        if failed is not None:
+            raise failed(lease, timeout)
         if self.is_closed:
             self._limiter.release_on_behalf_of(permit)
             raise self.closed()
         return permit
+
+    async def _acquire(
+        self,
+        permit: object,
+        task: Task,
+        timeout: float,  # noqa: ASYNC109 - the end of it is an error of ours
+        held: QueueingLease | None,
+    ) -> Callable[[QueueingLease, float], PoolError] | None:
+        """Borrow a token, or return what makes the error that ends the wait."""
+        is_deadlocked = False
+        with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
+            try:
+                if held is not None and timeout == math.inf:
+                    self._look_out(scope, task, held)
+                await self._limiter.acquire_on_behalf_of(permit)
+            finally:
+                self._endless.pop(task, None)
+                is_deadlocked = task in self._deadlocked
+                self._deadlocked.discard(task)
+        # Not `cancel_called`: a token granted just before the deadline is ours.
+        if not scope.cancelled_caught:
+            return None
+        return self._deadlock if is_deadlocked else self._timed_out
 
     def look_for_deadlock(self, *, arriving: int = 0) -> None:
         """End the wait that came last if nobody can go on any more.
@@ -189,16 +209,27 @@ class TokenQueue:
                 scope.cancel()
                 break
 
-    def _is_endless(self, lease: QueueingLease, timeout: float) -> bool:
-        """Whether this wait holds up a lease of its own task, and for ever.
+    def _innermost(self, task: Task) -> QueueingLease | None:
+        """The last of the leases that the task holds, if any."""
+        found = None
+        for lease in self._leases:
+            if lease.task is task:
+                found = lease
+        return found
+
+    def _look_out(
+        self, scope: trio.CancelScope, task: Task, held: QueueingLease
+    ) -> None:
+        """Take note if this wait holds up a lease of its own task, and for ever.
 
         A deadline that stood before the task took the lease it holds ends both, so
         that it does not free the connection for anybody in time.
         """
-        if timeout != math.inf:
-            return False
-        held = [other for other in self._leases if other.task is lease.task]
-        return bool(held) and trio.current_effective_deadline() >= held[-1].deadline
+        deadline = trio.current_effective_deadline()
+        # A task that is cancelled already goes on.
+        if -math.inf < deadline >= held.scopes.effective_deadline():
+            self._endless[task] = scope, deadline
+            self.look_for_deadlock(arriving=1)
 
     def _timed_out(self, lease: QueueingLease, timeout: float) -> PoolError:
         self._record.wait_timed_out(lease)

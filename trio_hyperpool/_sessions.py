@@ -10,7 +10,7 @@ from psycopg import OperationalError, pq
 from ._config import HealthCheck, PoolConfig
 from ._driver import IN_TRANSACTION, TrioConnection
 from ._errors import LeaseError
-from ._policy import Condition
+from ._policy import CLEAN, Condition
 
 SessionT = TypeVar("SessionT", bound=TrioConnection[Any])
 
@@ -60,17 +60,19 @@ class Sessions(Generic[SessionT]):
     ) -> Condition:
         """End a view, and say what that left, as far as libpq can tell."""
         is_free = view.end(error)
-        status = connection.pgconn.transaction_status
-        if connection.is_busy:
+        pgconn = connection.pgconn
+        status = pgconn.transaction_status
+        is_idle = status == _IDLE
+        if not is_idle and connection.is_busy:
             connection.wake()
             return Condition.BUSY
-        if not is_free or status not in (_IDLE, *IN_TRANSACTION):
+        if not is_free or not (is_idle or status in IN_TRANSACTION):
             return Condition.BROKEN
         if connection.cancel_sent:
             return Condition.CANCELLED
-        if status != _IDLE or connection.pgconn.pipeline_status:
+        if not is_idle or pgconn.pipeline_status:
             return Condition.DIRTY
-        return Condition.CLEAN
+        return CLEAN
 
     async def clean(self, connection: SessionT, /) -> None:
         """Roll back what is open.

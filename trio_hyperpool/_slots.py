@@ -19,10 +19,10 @@ import enum
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from ._config import PoolConfig
-from ._policy import Condition, Reason, is_probed, lifetime
+from ._policy import CLEAN, Condition, Reason, is_probed, lifetime
 
 ConnectionT = TypeVar("ConnectionT")
 LeaseT = TypeVar("LeaseT")
@@ -38,12 +38,10 @@ class State(enum.Enum):
     """Being put right, or politely ended, by a task of the pool."""
 
 
-class Claim(enum.Enum):
-    """What to do for a lease that has been granted a token."""
-
-    REUSE = "reuse"
-    OPEN = "open"
-    REPLACE = "replace"
+# Looked up once, as they are on the path of every lease: see `CLEAN`.
+_IDLE: Final = State.IDLE
+_LEASED: Final = State.LEASED
+_CLEANING: Final = State.CLEANING
 
 
 class Fate(enum.Enum):
@@ -53,6 +51,9 @@ class Fate(enum.Enum):
     CLEAN = "clean"
     RETIRE = "retire"
     DISCARD = "discard"
+
+
+KEEP: Final = Fate.KEEP
 
 
 class Slot(Generic[ConnectionT]):
@@ -139,32 +140,32 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
         wanted = min(self._config.min_idle, self.max_size) - spare
         return max(0, min(wanted, self.max_size - len(self.slots)))
 
-    def granted(
-        self, permit: object, lease: LeaseT, now: float
-    ) -> tuple[Claim, Slot[ConnectionT]]:
+    def granted(self, permit: object, lease: LeaseT, now: float) -> Slot[ConnectionT]:
         """A lease has a token: decide which connection it gets.
 
         Returns:
-            ``REUSE`` and a slot that is the lease's from now on; ``OPEN`` and a new
-            slot; or ``REPLACE`` and a slot that has been `replaced`, because there is
-            no room beside it.
+            An idle connection, which is ``LEASED`` to it from now on; or a slot that
+            is ``OPENING``: a new one, or one that has been `replaced`, because there
+            is no room beside it.
         """
         idle = self.idle
         reason = None
-        for index in range(len(idle) - 1, -1, -1):
+        index = len(idle)
+        while index:
+            index -= 1
             slot = idle[index]
             reason = self._expiry(slot, index, now)
             if reason is None:
                 del idle[index]
                 slot.permit = permit
                 self._lend(slot, lease, now - slot.returned_at, is_new=False)
-                return Claim.REUSE, slot
+                return slot
         if reason is None or len(self.slots) < self.max_size:
-            return Claim.OPEN, self.started(permit)
+            return self.started(permit)
         slot = idle.pop(0)
         slot.permit = permit
         self.replaced(slot, reason)
-        return Claim.REPLACE, slot
+        return slot
 
     def started(self, permit: object) -> Slot[ConnectionT]:
         """A connection is about to be opened by the bearer of this token."""
@@ -228,7 +229,7 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
             seeker = self.seekers.popleft()
             self._lend(slot, seeker, 0.0, is_new=slot.leases == 0)
             return seeker
-        slot.state = State.IDLE
+        slot.state = _IDLE
         slot.permit = None
         self.idle.append(slot)
         return None
@@ -238,11 +239,10 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
     ) -> Fate:
         """A lease has ended: decide where its connection goes."""
         del self.leased[slot]
-        slot.state = State.CLEANING
-        if condition is Condition.CLEAN or condition.is_curable:
+        slot.state = _CLEANING
+        if condition is CLEAN or condition.is_curable:
             fate = self.cleaned(slot, now)
-            is_kept = fate is Fate.KEEP
-            if is_kept and (self._is_released or condition.is_curable):
+            if fate is KEEP and (self._is_released or condition is not CLEAN):
                 return Fate.CLEAN
             return fate
         if condition is Condition.BROKEN:
@@ -261,7 +261,7 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
             return self._fate(slot, Fate.RETIRE, Reason.LIFETIME)
         if len(self.slots) > self.max_size and not self.seekers:
             return self._fate(slot, Fate.RETIRE, Reason.RESIZED)
-        return Fate.KEEP
+        return KEEP
 
     def died(self) -> None:
         """A connection was found dead: those opened before it are suspect."""
@@ -324,7 +324,7 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
     def _lend(
         self, slot: Slot[ConnectionT], lease: LeaseT, idle_for: float, *, is_new: bool
     ) -> None:
-        slot.state = State.LEASED
+        slot.state = _LEASED
         self.leased[slot] = lease
         slot.is_due = not is_new and is_probed(
             self._config, idle_for, suspect=slot.proved != self.deaths

@@ -13,7 +13,7 @@ from ._config import HealthCheck, Hook, PoolConfig
 from ._connector import Connector
 from ._errors import HookError, LeaseEndedError, LeaseError
 from ._events import Step
-from ._policy import Condition, Reason
+from ._policy import CLEAN, Condition, Reason
 from ._record import Record
 from ._slots import Slot
 
@@ -185,13 +185,13 @@ class Steps(Generic[ConnectionT]):
         """End the slot's view, if it has one, and say what that left."""
         view, slot.view = slot.view, None
         if view is None:
-            return Condition.CLEAN
+            return CLEAN
         try:
             condition = self._connector.reclaim(slot.connection, view, ends)
         except Exception as error:  # noqa: BLE001 - logged
             self._record.log_error(error, "a view could not be ended")
             return Condition.BROKEN
-        if condition is Condition.CANCELLED:
+        if condition is not CLEAN and condition is Condition.CANCELLED:
             self._record.query_cancelled()
         return condition
 

@@ -11,12 +11,12 @@ import enum
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Final, Generic, Literal, Protocol, TypeVar
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._config import PoolConfig
+from ._config import Hook, PoolConfig
 from ._connector import Connector
 from ._errors import (
     HookError,
@@ -29,7 +29,7 @@ from ._opening import Opening
 from ._policy import Condition, Reason
 from ._queue import QueueingLease, TokenQueue
 from ._record import Record
-from ._slots import Claim, Fate, Slot, SlotTable, State
+from ._slots import KEEP, Fate, Slot, SlotTable, State
 from ._steps import Steps, ran_out_of_time
 
 ConnectionT = TypeVar("ConnectionT")
@@ -40,6 +40,10 @@ class Wait(enum.Enum):
 
     QUEUE = "queue"
     SEEKERS = "seekers"
+
+
+QUEUE: Final = Wait.QUEUE
+SEEKERS: Final = Wait.SEEKERS
 
 
 class Borrower(QueueingLease, Protocol[ConnectionT]):
@@ -88,6 +92,7 @@ class Supply(Generic[ConnectionT]):
         self.queue: TokenQueue = TokenQueue(
             self.name, config, self.table.leased.values(), self.record
         )
+        self.before_acquire: Hook | None = config.before_acquire
         self.failures_in_a_row: int = 0
         """Attempts to open a connection that have failed since one succeeded."""
         self.on_move: Callable[[], None] | None = None
@@ -113,9 +118,9 @@ class Supply(Generic[ConnectionT]):
             and not queue.is_paused
         ):
             table.seekers.append(lease)
-            return Wait.SEEKERS
+            return SEEKERS
         permit = queue.take()
-        return Wait.QUEUE if permit is None else self.place(lease, permit)
+        return QUEUE if permit is None else self.place(lease, permit)
 
     def place(
         self, lease: Borrower[ConnectionT], permit: object
@@ -123,21 +128,17 @@ class Supply(Generic[ConnectionT]):
         """Turn a token into a slot; if one has to be opened, the lease seeks it."""
         table = self.table
         while True:
-            claim, slot = table.granted(permit, lease, self.now())
-            if claim is not Claim.REUSE:
+            slot = table.granted(permit, lease, self.now())
+            if slot not in table.leased:
                 table.seekers.append(lease)
                 self._spawn(self._open, slot, lease)
-                return Wait.SEEKERS
+                return SEEKERS
             if self.steps.looks_alive(slot):
                 return slot
             # The token stays with the lease, which looks on.
             slot.permit = None
             table.died()
             self._discard(slot, Reason.DEAD)
-
-    def needs_check(self, slot: Slot[ConnectionT]) -> bool:
-        """Whether there is anything to await before the slot is handed out."""
-        return slot.is_due or self.config.before_acquire is not None
 
     async def check(
         self, lease: Borrower[ConnectionT], slot: Slot[ConnectionT]
@@ -158,7 +159,7 @@ class Supply(Generic[ConnectionT]):
         is_sound = False
         try:
             is_sound = not slot.is_due or await self._is_sound(slot)
-            hook = self.config.before_acquire
+            hook = self.before_acquire
             if is_sound and hook is not None and not lease.is_revoked:
                 await self.steps.run_hook(Step.BEFORE_ACQUIRE, hook, slot)
         except HookError as error:
@@ -206,7 +207,11 @@ class Supply(Generic[ConnectionT]):
         now = self.now()
         self.record.ended(lease, slot.number, now)
         condition = self.steps.reclaim(slot, LeaseEndedError)
-        self._route(slot, condition, self.table.returned(slot, condition, now), now)
+        fate = self.table.returned(slot, condition, now)
+        if fate is KEEP:
+            self._arrived(slot, now)
+        else:
+            self._route(slot, condition, fate, now)
 
     def revoke(self, slot: Slot[ConnectionT]) -> None:
         """Take the connection away from a lease that has not ended."""
@@ -404,7 +409,7 @@ class Supply(Generic[ConnectionT]):
     def _route(
         self, slot: Slot[ConnectionT], condition: Condition, fate: Fate, now: float
     ) -> None:
-        if fate is Fate.KEEP:
+        if fate is KEEP:
             self._arrived(slot, now)
         elif fate is Fate.DISCARD:
             self.table.died()

@@ -6,12 +6,12 @@ import select
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Self, cast
-from weakref import ReferenceType, ref
+from typing import Any, Final, Self
+from weakref import ref
 
 import psycopg
 import trio
-from psycopg import AsyncConnection, BaseConnection, pq
+from psycopg import AsyncConnection, pq
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
 from trio.lowlevel import enable_ki_protection
@@ -73,14 +73,15 @@ class LendableConnection(AsyncConnection[Row]):
         view = object.__new__(type(self))
         # A copy and eight changes take a third of the time of one display.
         attributes = self.__dict__.copy()
-        attributes["lock"] = attributes["_turns"] = ViewTurns(self.pgconn, self._link)
+        link = self._link
+        attributes["lock"] = attributes["_turns"] = ViewTurns(self.pgconn, link)
         attributes["_template"] = attributes["_own_adapters"] or self.adapters
         attributes["_own_adapters"] = None
         attributes["_notice_handlers"] = self._notice_handlers[:]
         attributes["_notify_handlers"] = self._notify_handlers[:]
         attributes["_notifies_backlog"] = deque()
         view.__dict__ = attributes
-        self._link.target = cast("ReferenceType[BaseConnection[Any]]", ref(view))
+        link.target = ref(view)
         return view
 
     @enable_ki_protection
@@ -98,8 +99,8 @@ class LendableConnection(AsyncConnection[Row]):
         """
         turns = self._turns
         is_free = not turns.is_taken and self._pipeline is None
-        self.pgconn: pq.abc.PGconn = ended_connections[error]
-        turns.pgconn = self.pgconn
+        self.pgconn: pq.abc.PGconn
+        self.pgconn = turns.pgconn = ended_connections[error]
         self._closed = True
         turns.end(error)
         link = self._link
@@ -189,10 +190,12 @@ class LendableConnection(AsyncConnection[Row]):
         """
         pgconn = self.pgconn
         link = self._link
-        if pgconn.status != OK or pgconn.transaction_status != IDLE or link.is_doomed:
+        # That of a connection that is closed is not idle either.
+        if pgconn.transaction_status != IDLE or link.is_doomed:
             return False
         try:
-            if not self._is_readable():
+            poller = link.poller
+            if not (self._is_readable() if poller is None else poller.poll(0)):
                 return True
             pgconn.consume_input()
             pgconn.is_busy()
