@@ -35,15 +35,15 @@ _PASSING: Final = (
 # Every one is reported by the server whenever it changes, by a function, too. Not
 # in_hot_standby, which changes without anybody's doing.
 _REPORTED: Final = (
-    "TimeZone",
-    "DateStyle",
-    "IntervalStyle",
-    "client_encoding",
-    "search_path",
-    "session_authorization",
-    "standard_conforming_strings",
-    "default_transaction_read_only",
-    "application_name",
+    b"TimeZone",
+    b"DateStyle",
+    b"IntervalStyle",
+    b"client_encoding",
+    b"search_path",
+    b"session_authorization",
+    b"standard_conforming_strings",
+    b"default_transaction_read_only",
+    b"application_name",
 )
 
 
@@ -203,6 +203,6 @@ class PostgresConnector(Sessions[PostgresConnection[Any]]):
         await trio.lowlevel.checkpoint()
 
 
-def _reported(connection: PostgresConnection[Any]) -> tuple[str | None, ...]:
-    status = connection.info.parameter_status
-    return tuple(map(status, _REPORTED))
+def _reported(connection: PostgresConnection[Any]) -> tuple[bytes | None, ...]:
+    # libpq's own words: psycopg's `info` decodes each of them, at the end of each lease.
+    return tuple(map(connection.pgconn.parameter_status, _REPORTED))

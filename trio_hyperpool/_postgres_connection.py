@@ -27,7 +27,7 @@ class SessionMarks:
         """By a view that has ended: to be undone before anybody else has it."""
         self.is_tailored: bool = False
         """By ``after_connect``, to which there is no way back from a reset."""
-        self.reported: tuple[str | None, ...] = ()
+        self.reported: tuple[bytes | None, ...] = ()
         """The settings that the server reports by itself, when the view began."""
 
 
