@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 import trio_hyperpool
+from tests._moving_page import PAGE
 from trio_hyperpool import Pool, PoolConfig
 
-PAGE = (Path(__file__).parents[1] / "docs" / "moving-over.md").read_text()
 CELLS = [
     line.split("|")[2].strip()
     for line in PAGE.splitlines()
     if line.startswith("| ") and line.split("|")[2].strip() != "here"
 ]
+TABLE = re.compile(r'^TABLE = Table\("(\S+)"\)$', re.MULTILINE)
 OPTIONS = {field.name for field in dataclasses.fields(PoolConfig)}
 # Words of others, and of Python's library.
-FOREIGN = {"contextlib.AsyncExitStack"}
+FOREIGN = {"conn.add_listener", "contextlib.AsyncExitStack"}
+
+
+def test_all_tables_are_tried() -> None:
+    tests = Path(__file__).parent.glob("test_moving_over_*.py")
+    tried = {found for test in tests for found in TABLE.findall(test.read_text())}
+    assert tried == set(re.findall(r"^\| (\S+) \| here \|", PAGE, re.MULTILINE))
+    assert len(tried) == 4
 
 
 def test_all_rows_are_read() -> None:
@@ -51,10 +60,11 @@ def test_each_name_of_ours_exists(cell: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "default"),
-    sorted(set(re.findall(r"`(\w+)` \(([\d]+)\)", "".join(CELLS)))),
+    sorted(set(re.findall(r"`(\w+)` \((\d+|no limit)\)", "".join(CELLS)))),
 )
 def test_each_default_is_what_it_says(option: str, default: str) -> None:
-    assert inspect.signature(PoolConfig).parameters[option].default == int(default)
+    told = math.inf if default == "no limit" else int(default)
+    assert inspect.signature(PoolConfig).parameters[option].default == told
 
 
 def test_what_pools_have_is_on_the_page() -> None:
