@@ -25,15 +25,12 @@ from ._errors import (
 from ._hyper_connection import HyperConnection as HyperConnection
 from ._lease import Lease as Lease
 from ._policy import Condition as Condition
-from ._pool import (
-    IdleConnection as IdleConnection,
-    Pool as Pool,
-    open_pool as open_pool,
-)
+from ._pool import IdleConnection as IdleConnection, Pool as Pool
 from ._postgres import (
     PostgresConnection as PostgresConnection,
     PostgresConnector as PostgresConnector,
 )
+from ._running import open_pool as open_pool
 from ._server import Hyperd as Hyperd, open_hyperd as open_hyperd
 from ._statistics import (
     Holder as Holder,

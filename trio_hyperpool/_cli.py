@@ -20,8 +20,8 @@ from ._config import CreateMode, PoolConfig
 from ._demo import show
 from ._errors import HyperdError, PoolError
 from ._loading import Load, LoadError, check_load
-from ._pool import open_pool
 from ._printing import Write, streamed, write_csv, write_json, write_table
+from ._running import open_pool
 
 # These may have more rows than there is room for.
 _QUERIES: Final = frozenset({"SELECT", "WITH", "TABLE"})

@@ -11,7 +11,7 @@ import trio
 
 from ._connector import Connector
 from ._errors import LeaseEndedError, LeaseRevokedError
-from ._pool import open_pool
+from ._running import open_pool
 
 ConnectionT = TypeVar("ConnectionT")
 

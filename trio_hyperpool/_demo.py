@@ -15,7 +15,8 @@ import trio
 
 from ._config import CreateMode
 from ._hyper import HyperConnection
-from ._pool import Pool, open_pool
+from ._pool import Pool
+from ._running import open_pool
 from ._server import open_hyperd
 
 Say: TypeAlias = Callable[[str], None]

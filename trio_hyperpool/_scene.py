@@ -17,7 +17,8 @@ import trio
 from ._config import CreateMode
 from ._errors import HyperdError, PoolError
 from ._hyper import HyperConnection
-from ._pool import Pool, open_pool
+from ._pool import Pool
+from ._running import open_pool
 from ._server import open_hyperd
 from ._top import top
 from .telemetry import live_view

@@ -22,7 +22,8 @@ from ._errors import HyperdError
 from ._fakes import FakeConnection, FakeConnector, FakeSession, Gate
 from ._hyper_connection import HyperConnection
 from ._launch import find_executable
-from ._pool import Pool, open_pool
+from ._pool import Pool
+from ._running import open_pool
 from ._server import Hyperd, open_hyperd
 
 __all__ = [
