@@ -20,7 +20,6 @@ from typing import Any, Final
 import psycopg
 import trio
 from psycopg import OperationalError, errors, sql
-from psycopg.conninfo import make_conninfo
 
 from ._config import CreateMode, PoolConfig
 from ._driver import IN_TRANSACTION
@@ -217,9 +216,10 @@ class HyperConnector(Sessions[HyperConnection[Any]]):
         await self.close(connection)
 
     async def _open(self, dbname: str, password: str | None) -> HyperConnection[Any]:
-        parameters = self._endpoint.conninfo(load_balance=self._config.load_balance)
-        # Both are settled here, so that no variable of the environment settles them.
-        parameters |= {
+        # User and database are settled here, so that no variable of the environment
+        # settles them.
+        parameters: dict[str, Any] = {
+            **self._endpoint.conninfo(load_balance=self._config.load_balance),
             "user": self._config.user or DEFAULT_USER,
             "dbname": dbname,
             "gssencmode": "disable",
@@ -228,7 +228,7 @@ class HyperConnector(Sessions[HyperConnection[Any]]):
         if password is not None:
             parameters["password"] = password
         try:
-            connection = await HyperConnection.connect(make_conninfo("", **parameters))
+            connection = await HyperConnection.connect(**parameters)
         except OperationalError as error:
             text = str(error)
             # libpq does not tell the SQLSTATE of a refusal, only its severity.

@@ -114,7 +114,9 @@ class HyperConnection(TrioConnection[Row]):
             psycopg.NotSupportedError: if ``prepare_threshold`` is not None.
         """
         refuse_prepare(prepare_threshold is not None)
-        given = conninfo_to_dict(conninfo, **kwargs).get("options") or ""
+        given = kwargs.get("options") or ""
+        if conninfo and "options" not in kwargs:
+            given = conninfo_to_dict(conninfo).get("options") or ""
         # First, so that what the caller asks for wins.
         kwargs["options"] = f"-c extra_float_digits=3 {given}".rstrip()
         return await super().connect(

@@ -7,7 +7,7 @@ from typing import Any, Final
 import psycopg
 import trio
 from psycopg import OperationalError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from ._config import PoolConfig
 from ._endpoint import hide_passwords, is_postgres
@@ -110,13 +110,11 @@ class PostgresConnector(Sessions[PostgresConnection[Any]]):
             ConnectError: if nobody answers (``unreachable``), or the server refuses
                 the user or the database; the cause is psycopg's error.
         """
-        parameters = dict(self._parameters)
+        parameters: dict[str, Any] = {**self._parameters}
         if (password := await self.password()) is not None:
             parameters["password"] = password
         try:
-            connection = await PostgresConnection.connect(
-                make_conninfo("", **parameters)
-            )
+            connection = await PostgresConnection.connect(**parameters)
         except OperationalError as error:
             text = str(error)
             refused = "FATAL:" in text and not any(said in text for said in _PASSING)
