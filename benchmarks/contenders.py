@@ -1,118 +1,442 @@
-"""One contender's run: prints the microseconds of each round, then exits.
+"""One contender's run of one case: prints a number for each round, then exits.
 
-Each runs in a process of its own, because asyncio and trio do not share one fairly.
+Each runs in a process of its own, because asyncio and trio do not share one fairly, and
+importing trio-asyncio changes asyncio. So nothing is imported before it is known who runs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import json
+import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 ROUNDS = 5
+SIZE = 16
+MANY = 200
+CROWD = 10_000
+PATIENCE = 20.0
+"""Seconds for which a lease after a restart is waited for."""
+
+LONG_QUERY = (
+    "SELECT count(*) FROM generate_series(1::bigint, 3000000) a(x), "
+    "generate_series(1::bigint, 3000000) b(y) WHERE (x * y) % 7 = 3"
+)
 
 
-async def race(borrow: Callable[[], Awaitable[None]], tasks: int, leases: int) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What is measured, and on which server."""
+
+    measure: str
+    conninfo: dict[str, str]
+    """For psycopg: host, port, user and dbname."""
+    endpoint: str
+    """For our pool; of PostgreSQL, its URL."""
+    tasks: int = 1
+    leases: int = 1
+    query: str = ""
+    params: list[Any] = field(default_factory=list)
+
+    @property
+    def each(self) -> int:
+        """Leases of one task."""
+        return self.leases // self.tasks
+
+    @property
+    def is_hyper(self) -> bool:
+        """Whether the server is Hyper, and not PostgreSQL."""
+        return not self.endpoint.startswith("postgresql:")
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of ``execute``."""
+        return (self.query, self.params) if self.params else (self.query,)
+
+    @property
+    def stock(self) -> dict[str, Any]:
+        """Of ``psycopg.AsyncConnection.connect``: what Hyper's users have to know."""
+        stock: dict[str, Any] = {**self.conninfo, "autocommit": True}
+        return {**stock, "prepare_threshold": None} if self.is_hyper else stock
+
+
+def say(number: float) -> None:
+    print(number, flush=True)
+
+
+Run = Callable[[Job], None]
+RUNS: dict[str, Run] = {}
+
+
+def in_trio(fn: Callable[[Job], Awaitable[None]]) -> None:
+    def run(job: Job) -> None:
+        import trio
+
+        trio.run(fn, job)
+
+    RUNS[fn.__name__] = run
+
+
+def in_asyncio(fn: Callable[[Job], Any]) -> None:
+    RUNS[fn.__name__] = lambda job: asyncio.run(fn(job))
+
+
+# Leases, with a query or without: microseconds each
+
+Loop = Callable[[], Awaitable[None]]
+
+
+async def race(loop: Loop, job: Job) -> None:
     """Time rounds of so many tasks in trio."""
     import trio
 
     for _ in range(ROUNDS):
         started = time.perf_counter()
         async with trio.open_nursery() as nursery:
-            for _ in range(tasks):
-                nursery.start_soon(borrow)
-        report(started, leases)
+            for _ in range(job.tasks):
+                nursery.start_soon(loop)
+        say((time.perf_counter() - started) / job.leases * 1e6)
 
 
-def report(started: float, leases: int) -> None:
-    print((time.perf_counter() - started) / leases * 1e6, flush=True)
+async def race_in_asyncio(loop: Loop, job: Job) -> None:
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        await asyncio.gather(*(loop() for _ in range(job.tasks)))
+        say((time.perf_counter() - started) / job.leases * 1e6)
 
 
-async def trio_hyperpool(
-    host: str, port: str, path: str, tasks: int, leases: int, query: str
-) -> None:
+def our_pool(job: Job, max_size: int = SIZE) -> Any:
     from trio_hyperpool import open_pool
 
-    each = leases // tasks
-    endpoint = f"tab.domain://{host}/domain/.s.PGSQL.{port}"
-    async with open_pool(endpoint, path, max_size=16) as pool:
+    if not job.is_hyper:
+        return open_pool(job.endpoint, max_size=max_size)
+    return open_pool(job.endpoint, job.conninfo["dbname"], max_size=max_size)
 
-        async def borrow() -> None:
-            for _ in range(each):
+
+@in_trio
+async def lease_trio_hyperpool(job: Job) -> None:
+    async with our_pool(job) as pool:
+
+        async def loop() -> None:
+            for _ in range(job.each):
                 async with pool.lease() as connection:
-                    if query:
-                        await connection.execute(query)
+                    if job.query:
+                        await connection.execute(*job.arguments)
 
-        await race(borrow, tasks, leases)
+        await race(loop, job)
 
 
-async def capacity_limiter(
-    _host: str, _port: str, _path: str, tasks: int, leases: int, _query: str
-) -> None:
+@in_trio
+async def lease_capacity_limiter(job: Job) -> None:
     import trio
 
-    each = leases // tasks
-    limiter = trio.CapacityLimiter(16)
+    limiter = trio.CapacityLimiter(SIZE)
 
-    async def borrow() -> None:
-        for _ in range(each):
+    async def loop() -> None:
+        for _ in range(job.each):
             async with limiter:
                 pass
 
-    await race(borrow, tasks, leases)
+    await race(loop, job)
 
 
-async def psycopg_pool(
-    host: str, port: str, path: str, tasks: int, leases: int, query: str
-) -> None:
+@in_trio
+async def lease_by_hand(job: Job) -> None:
+    """Stock psycopg, as trio users run it: trio-asyncio, and a limiter before it."""
+    import trio
+    import trio_asyncio
+
+    import psycopg  # isort: skip - after trio_asyncio, or it finds no event loop
+
+    async with trio_asyncio.open_loop():
+        limiter = trio.CapacityLimiter(SIZE)
+        connect = trio_asyncio.aio_as_trio(psycopg.AsyncConnection.connect)
+        idle = [await connect(**job.stock) for _ in range(SIZE)]
+
+        async def loop() -> None:
+            for _ in range(job.each):
+                async with limiter:
+                    connection = idle.pop()
+                    try:
+                        execute = trio_asyncio.aio_as_trio(connection.execute)
+                        await execute(*job.arguments)
+                    finally:
+                        idle.append(connection)
+
+        await race(loop, job)
+        for connection in idle:
+            await trio_asyncio.aio_as_trio(connection.close)()
+
+
+@contextlib.asynccontextmanager
+async def their_pool(job: Job, **options: Any) -> AsyncGenerator[Any]:
     from psycopg_pool import AsyncConnectionPool
 
-    each = leases // tasks
+    sizes = {"min_size": SIZE, "max_size": SIZE}
     async with AsyncConnectionPool(
-        kwargs={
-            "host": host,
-            "port": port,
-            "dbname": path,
-            "user": "tableau_internal_user",
-            "autocommit": True,
-            "prepare_threshold": None,
-        },
-        min_size=16,
-        max_size=16,
-        timeout=60,
+        kwargs=job.stock, timeout=600, **{**sizes, **options}
     ) as pool:
         await pool.wait()
+        yield pool
 
-        async def borrow() -> None:
-            for _ in range(each):
+
+async def lease_theirs(job: Job, **options: Any) -> None:
+    async with their_pool(job, **options) as pool:
+
+        async def loop() -> None:
+            for _ in range(job.each):
                 async with pool.connection() as connection:
-                    if query:
-                        await connection.execute(query)
+                    if job.query:
+                        await connection.execute(*job.arguments)
 
+        await race_in_asyncio(loop, job)
+
+
+@in_asyncio
+async def lease_psycopg_pool(job: Job) -> None:
+    await lease_theirs(job)
+
+
+@in_asyncio
+async def lease_psycopg_pool_checked(job: Job) -> None:
+    """With a ``SELECT 1`` at every checkout, as the seed has it."""
+
+    async def check(connection: Any) -> None:
+        await connection.execute("SELECT 1")
+
+    await lease_theirs(job, check=check)
+
+
+@in_asyncio
+async def lease_asyncpg(job: Job) -> None:
+    import asyncpg
+
+    async with asyncpg.create_pool(job.endpoint, min_size=SIZE, max_size=SIZE) as pool:
+
+        async def loop() -> None:
+            for _ in range(job.each):
+                async with pool.acquire() as connection:
+                    await connection.fetch(*job.arguments)
+
+        await race_in_asyncio(loop, job)
+
+
+@in_asyncio
+async def lease_stock_psycopg(job: Job) -> None:
+    """One connection and no pool, so that only the query counts."""
+    import psycopg
+
+    async with await psycopg.AsyncConnection.connect(**job.stock) as connection:
+
+        async def loop() -> None:
+            for _ in range(job.each):
+                await connection.execute(*job.arguments)
+
+        await race_in_asyncio(loop, job)
+
+
+# Opening sixteen connections: milliseconds
+
+
+async def in_full_use(pool: Any, size: int, query: str = "") -> None:
+    """Have so many leases at a time."""
+    import trio
+
+    count, is_full = 0, trio.Event()
+
+    async def hold() -> None:
+        nonlocal count
+        async with pool.lease() as connection:
+            if query:
+                await connection.execute(query)
+            count += 1
+            if count == size:
+                is_full.set()
+            await is_full.wait()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(size):
+            nursery.start_soon(hold)
+
+
+@in_trio
+async def opening_trio_hyperpool(job: Job) -> None:
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        async with our_pool(job) as pool:
+            await in_full_use(pool, SIZE)
+            say((time.perf_counter() - started) * 1e3)
+
+
+@in_asyncio
+async def opening_psycopg_pool(job: Job) -> None:
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        async with their_pool(job):
+            say((time.perf_counter() - started) * 1e3)
+
+
+# The first good lease after a restart, with sixteen dead connections: milliseconds
+
+
+def restarted() -> float:
+    """Wait until the server was killed and started again; the time."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return time.perf_counter()
+
+
+@in_trio
+async def restart_trio_hyperpool(job: Job) -> None:
+    import trio
+
+    async with our_pool(job) as pool:
+        await in_full_use(pool, SIZE, "SELECT 1")
+        started = await trio.to_thread.run_sync(restarted)
+        await pool.fetch_value("SELECT 1")
+        say((time.perf_counter() - started) * 1e3)
+
+
+@in_trio
+async def restart_one_connect(job: Job) -> None:
+    """What no pool can be faster than."""
+    import trio
+
+    from trio_hyperpool import HyperConnection
+
+    started = await trio.to_thread.run_sync(restarted)
+    connection = await HyperConnection.connect(**job.conninfo)
+    await connection.execute("SELECT 1")
+    say((time.perf_counter() - started) * 1e3)
+    await connection.close()
+
+
+@in_asyncio
+async def restart_psycopg_pool(job: Job) -> None:
+    from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+    check = AsyncConnectionPool.check_connection
+    async with their_pool(job, check=check) as pool:
+        started = await asyncio.to_thread(restarted)
+        try:
+            async with pool.connection(timeout=PATIENCE) as connection:
+                await connection.execute("SELECT 1")
+        except PoolTimeout:
+            say(float("inf"))
+        else:
+            say((time.perf_counter() - started) * 1e3)
+
+
+# From the cancellation of a long query to the answer to the next one: milliseconds
+
+
+@in_trio
+async def cancel_trio_hyperpool(job: Job) -> None:
+    import trio
+
+    async with our_pool(job) as pool:
         for _ in range(ROUNDS):
-            started = time.perf_counter()
-            await asyncio.gather(*(borrow() for _ in range(tasks)))
-            report(started, leases)
+            async with pool.lease() as connection:
+                with trio.CancelScope() as scope:
+                    scope.deadline = trio.current_time() + 0.2
+                    started = time.perf_counter() + 0.2
+                    await connection.execute(LONG_QUERY)
+                await connection.execute("SELECT 1")
+                say((time.perf_counter() - started) * 1e3)
 
 
-CONTENDERS: dict[str, Callable[..., Awaitable[None]]] = {
-    contender.__name__: contender
-    for contender in (trio_hyperpool, capacity_limiter, psycopg_pool)
-}
+@in_asyncio
+async def cancel_stock_psycopg(job: Job) -> None:
+    import psycopg
+
+    async with await psycopg.AsyncConnection.connect(**job.stock) as connection:
+        for _ in range(ROUNDS):
+            started = time.perf_counter() + 0.2
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await connection.execute(LONG_QUERY)
+            await connection.execute("SELECT 1")
+            say((time.perf_counter() - started) * 1e3)
 
 
-def main() -> None:
-    name, host, port, path, tasks, leases, query = sys.argv[1:]
-    arguments = host, port, path, int(tasks), int(leases), query
-    contender = CONTENDERS[name]
-    if name == "psycopg_pool":
-        asyncio.run(contender(*arguments))  # type: ignore[arg-type]
-    else:
-        import trio
+# Memory: KiB of this process
 
-        trio.run(contender, *arguments)
+
+def resident() -> float:
+    gc.collect()
+    with open("/proc/self/statm") as statm:  # noqa: PTH123 - no more than is needed
+        pages = int(statm.read().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+async def idle_memory(lease: Callable[[], Any]) -> None:
+    """Have more and more leases in one task: a crowd would leave its own traces."""
+    async with contextlib.AsyncExitStack() as leases:
+        for count in range(MANY + 10):
+            if count == 10:
+                before = resident()
+            connection = await leases.enter_async_context(lease())
+            await connection.execute("SELECT 1")
+    say((resident() - before) / MANY)
+
+
+@in_trio
+async def idle_memory_trio_hyperpool(job: Job) -> None:
+    async with our_pool(job, max_size=MANY + 10) as pool:
+        await idle_memory(pool.lease)
+
+
+@in_asyncio
+async def idle_memory_psycopg_pool(job: Job) -> None:
+    async with their_pool(job, min_size=1, max_size=MANY + 10) as pool:
+        await idle_memory(pool.connection)
+
+
+@in_trio
+async def waiting_memory_trio_hyperpool(job: Job) -> None:
+    import trio
+    from trio.testing import wait_all_tasks_blocked
+
+    async with our_pool(job, max_size=1) as pool:
+
+        async def wait() -> None:
+            async with pool.lease():
+                pass
+
+        async with trio.open_nursery() as nursery, pool.lease():
+            before = resident()
+            for _ in range(CROWD):
+                nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            if pool.statistics().waiting != CROWD:
+                raise AssertionError("not all of them wait")
+            say((resident() - before) / CROWD)
+
+
+@in_asyncio
+async def waiting_memory_psycopg_pool(job: Job) -> None:
+    async with their_pool(job, min_size=1, max_size=1) as pool:
+
+        async def wait() -> None:
+            async with pool.connection():
+                pass
+
+        async with pool.connection():
+            before = resident()
+            tasks = [asyncio.create_task(wait()) for _ in range(CROWD)]
+            while pool.get_stats().get("requests_waiting", 0) < CROWD:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            say((resident() - before) / CROWD)
+        await asyncio.gather(*tasks)
 
 
 if __name__ == "__main__":
-    main()
+    _, who, what = sys.argv
+    asked = Job(**json.loads(what))
+    RUNS[f"{asked.measure}_{who}"](asked)

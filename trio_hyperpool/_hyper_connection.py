@@ -41,6 +41,8 @@ class SessionTraces:
     into a temporary table: but that was created by a statement.
     """
 
+    __slots__ = ("aliases", "changed")
+
     def __init__(self) -> None:
         self.changed: bool = False
         self.aliases: list[str] = []

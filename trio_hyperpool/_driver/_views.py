@@ -75,7 +75,9 @@ class LendableConnection(AsyncConnection[Row]):
         attributes = self.__dict__.copy()
         link = self._link
         attributes["lock"] = attributes["_turns"] = ViewTurns(self.pgconn, link)
-        attributes["_template"] = attributes["_own_adapters"] or self.adapters
+        attributes["_template"] = (
+            attributes["_own_adapters"] or attributes["_template"] or self.adapters
+        )
         attributes["_own_adapters"] = None
         attributes["_notice_handlers"] = self._notice_handlers[:]
         attributes["_notify_handlers"] = self._notify_handlers[:]
