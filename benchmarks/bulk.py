@@ -181,15 +181,25 @@ class Bulk:
         }
 
 
-def report(direction: str, times: dict[str, float], inserter: float) -> None:
-    # The inserter is the rival of everything that goes in.
-    times = {**times, "tableauhyperapi": inserter}
+RIVALS = ("fetchall", "stock psycopg", "tableauhyperapi")
+
+
+def report(direction: str, times: dict[str, list[float]]) -> None:
+    """Print a row for each way: its ratio to each rival, turn by turn."""
     for way, seconds in times.items():
-        ratios = (
-            f"{seconds / times[rival]:.2f}"
-            for rival in ("stock psycopg", "tableauhyperapi")
-        )
-        print(f"| {direction} | {way} | {seconds:.2f} | {' | '.join(ratios)} |")
+        cells = [f"{statistics.median(seconds):.2f}"]
+        for rival in RIVALS:
+            if way == rival or rival not in times:
+                cells.append("")
+                continue
+            ratios = [
+                ours / other for ours, other in zip(seconds, times[rival], strict=True)
+            ]
+            cells.append(
+                f"{statistics.median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+        print(f"| {direction} | {way} | {' | '.join(cells)} |", flush=True)
 
 
 async def main() -> None:
@@ -210,25 +220,31 @@ async def main() -> None:
             conninfo = {"host": host, "port": port, "dbname": path, "user": server.user}
             bulk = Bulk(connection, conninfo, options.rows)
             await bulk.prepare()
-            print(f"{options.rows:,} rows; seconds are the median of {options.turns}")
             print(
-                f"executemany: {EXECUTEMANY_ROWS:,} rows, times scaled to all of them"
+                f"{options.rows:,} rows of (int, text, double, timestamp), "
+                f"{options.turns} turns. `executemany` sent {EXECUTEMANY_ROWS:,} of "
+                "them; its times stand for all.\n"
             )
-            print("| | way | seconds | ours / stock psycopg | ours / tableauhyperapi |")
-            print("|---|---|---|---|---|")
-            inserter = 0.0
+            heads = " | ".join(f"way / {rival}" for rival in RIVALS)
+            print(f"| | way | seconds | {heads} |")
+            print("|---|---|---|---|---|---|")
+            inserter: list[float] = []
             for direction, ways in bulk.ways().items():
-                rounds: dict[str, list[float]] = {way: [] for way in ways}
+                times: dict[str, list[float]] = {way: [] for way in ways}
                 for _ in range(options.turns):
                     for way, run in ways.items():
-                        rounds[way].append(await run())
+                        times[way].append(await run())
                         await connection.execute("DELETE FROM sink")
-                times = {way: statistics.median(some) for way, some in rounds.items()}
                 if direction == "in, row by row":
                     scale = options.rows / EXECUTEMANY_ROWS
-                    times = {way: scale * some for way, some in times.items()}
+                    times = {
+                        way: [scale * turn for turn in some]
+                        for way, some in times.items()
+                    }
+                    # The inserter is the rival of everything that goes in.
+                    times["tableauhyperapi"] = inserter
                 inserter = times.get("tableauhyperapi", inserter)
-                report(direction, times, inserter)
+                report(direction, times)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """``python benchmarks/telemetry.py``: what a lease costs that is told to somebody.
 
-One task leases a connection without a server and gives it back, in rounds. All listeners
-take turns in each round, so that what slows the machine down slows all of them; the
+One task leases a connection without a server and gives it back, in turns. All listeners
+take part in each turn, so that what slows the machine down slows all of them; the
 median counts.
 """
 
@@ -80,23 +80,23 @@ async def timed(instrument: telemetry.Instrument | None, leases: int) -> float:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--leases", type=int, default=2_000, help="in each round")
+    parser.add_argument("--turns", type=int, default=15, help="of each listener")
+    parser.add_argument("--leases", type=int, default=2_000, help="in each turn")
     options = parser.parse_args()
     everybody = listeners()
     times: dict[str, list[float]] = {who: [] for who in everybody}
-    for _ in range(options.rounds):
+    for _ in range(options.turns):
         for who, instrument in everybody.items():
             times[who].append(await timed(instrument, options.leases))
     nobody = statistics.median(times["nobody"])
-    print(f"Python {sys.version.split()[0]}")
+    print(f"Python {sys.version.split()[0]}; {options.turns} turns.\n")
     print("| told to | µs a lease | more than nobody | from, to |")
     print("|---|---|---|---|")
-    for who, rounds in times.items():
-        middle = statistics.median(rounds)
+    for who, turns in times.items():
+        middle = statistics.median(turns)
         print(
             f"| {who} | {middle:.1f} | {middle - nobody:.1f} | "
-            f"{min(rounds):.1f} to {max(rounds):.1f} |"
+            f"{min(turns):.1f} to {max(turns):.1f} |"
         )
 
 
