@@ -1,0 +1,69 @@
+"""What is measured can be run, and its page has a place for each table."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+PAGE = (ROOT / "docs" / "performance.md").read_text()
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script as a module, which may import its neighbours."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    path, name = FOLDER / f"{name}.py", f"measured_{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_everybody_who_is_to_be_measured_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contenders = load("contenders", monkeypatch)
+    leases = load("leases", monkeypatch)
+    for case in leases.CASES:
+        for who in (leases.OURS, *case.goals):
+            assert f"{case.measure}_{who}" in contenders.RUNS
+            assert who == leases.OURS or who in leases.WORDS
+
+
+def test_a_table_takes_its_place_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmarks = load("__main__", monkeypatch)
+    for name in benchmarks.NAMES:
+        assert (FOLDER / f"{name}.py").exists()
+        changed = benchmarks.written(PAGE, name, "| a new table |")
+        assert "| a new table |" in changed
+        assert changed.count("<!-- end of") == PAGE.count("<!-- end of")
+        assert benchmarks.written(changed, name, "| a newer one |").count(
+            "table |"
+        ) == (changed.count("table |") - 1)
+    with pytest.raises(ValueError, match="marked 0 times"):
+        benchmarks.written(PAGE, "nothing", "")
+
+
+@pytest.mark.slow
+@pytest.mark.hyperd
+@pytest.mark.parametrize("case", ["opening", "from cancelling"])
+def test_a_comparison_ends_in_a_row_with_a_verdict(case: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "leases.py"), "--turns=1", f"--only={case}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (row,) = done.stdout.splitlines()[4:]
+    assert row.startswith(f"| {case}")
+    assert row.count("|") == 7
+    assert row.endswith(("met |", "missed** |"))
