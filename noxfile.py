@@ -193,5 +193,5 @@ def pictures(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure, and write what was measured to docs/performance.md."""
-    session.install(".[binary,hyperd]", "tableauhyperapi", "--group", "benchmarks")
+    session.install(".[binary,hyperd]", "--group", "benchmarks")
     session.run("python", "benchmarks", *session.posargs)

@@ -174,6 +174,39 @@ async def lease_by_hand(job: Job) -> None:
             await trio_asyncio.aio_as_trio(connection.close)()
 
 
+@in_trio
+async def lease_asyncio_connector(job: Job) -> None:
+    """Our pool, over stock psycopg."""
+    import psycopg
+    from psycopg.pq import TransactionStatus
+
+    from trio_hyperpool import aio, open_pool
+
+    async def connect() -> Any:
+        return await psycopg.AsyncConnection.connect(**job.stock)
+
+    async def ping(connection: Any) -> None:
+        await connection.execute("")
+
+    connector = aio.AsyncioConnector(
+        connect=connect,
+        close=psycopg.AsyncConnection.close,
+        ping=ping,
+        is_alive=lambda connection: not connection.closed,
+        is_clean=lambda connection: (
+            connection.info.transaction_status == TransactionStatus.IDLE
+        ),
+    )
+    async with open_pool(connector=connector, max_size=SIZE) as pool:
+
+        async def loop() -> None:
+            for _ in range(job.each):
+                async with pool.lease() as connection:
+                    await connection.execute(*job.arguments)
+
+        await race(loop, job)
+
+
 @contextlib.asynccontextmanager
 async def their_pool(job: Job, **options: Any) -> AsyncGenerator[Any]:
     from psycopg_pool import AsyncConnectionPool
