@@ -243,6 +243,17 @@ def test_an_attempt_that_starts_over_is_younger_than_all_before_it() -> None:
     assert slot.proved == table.deaths
 
 
+def test_attempts_are_numbered_from_one_and_zero_is_before_the_first() -> None:
+    table = table_of()
+    slots = [table.started(number) for number in range(2)]
+    assert [slot.number for slot in slots] == [0, 0]
+    for slot in slots:
+        table.started_over(slot)
+    assert [slot.number for slot in slots] == [1, 2]
+    table.started_over(slots[0])
+    assert [slot.number for slot in slots] == [3, 2]
+
+
 # Seekers and openers
 
 
@@ -336,6 +347,7 @@ def test_a_failed_open_that_nobody_waits_for_is_told_to_nobody() -> None:
     [
         (Condition.CLEAN, Fate.KEEP, None),
         (Condition.DIRTY, Fate.CLEAN, None),
+        (Condition.ALTERED, Fate.CLEAN, None),
         (Condition.CHANGED, Fate.RETIRE, Reason.CHANGED),
         (Condition.CANCELLED, Fate.RETIRE, Reason.CANCELLED),
         (Condition.BUSY, Fate.RETIRE, Reason.BUSY),
