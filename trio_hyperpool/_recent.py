@@ -172,11 +172,13 @@ class _Second:
 
     __slots__ = ("leased", "use", "wait", "waiting")
 
+    leased: int
+    """Set when it is over, and so is `waiting`."""
+    waiting: int
+
     def __init__(self) -> None:
         self.wait: Stopwatch = Stopwatch()
         self.use: Stopwatch = Stopwatch()
-        self.leased: int = 0
-        self.waiting: int = 0
 
 
 class _Noted(NamedTuple):
