@@ -525,7 +525,7 @@ def test_a_database_of_postgresql_is_a_name_or_left_to_the_connection_string() -
 
 
 def test_a_database_of_postgresql_is_not_created() -> None:
-    assert PoolConfig("host=h", create_mode=CreateMode.DO_NOT_CREATE)
+    make(endpoint="host=h", create_mode=CreateMode.DO_NOT_CREATE)
     assert refusal(ValueError, endpoint="host=h", create_mode=CreateMode.CREATE) == (
         "create_mode: only CreateMode.DO_NOT_CREATE is allowed with PostgreSQL, "
         "not CreateMode.CREATE"

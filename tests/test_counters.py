@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from trio_hyperpool._statistics import (
     Counters,
@@ -228,3 +228,10 @@ def test_a_duration_has_a_unit_and_no_more_digits_than_one_reads(
     seconds: float, said: str
 ) -> None:
     assert duration(seconds) == said
+
+
+@given(st.floats(1e-9, 1e9))
+@example(0.9995e-3)
+@example(0.9995)
+def test_no_duration_is_told_with_an_exponent(seconds: float) -> None:
+    assert "e" not in duration(seconds)

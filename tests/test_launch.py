@@ -240,6 +240,7 @@ def test_a_socket_may_have_the_longest_path_that_the_system_allows(
         ({"tcp": 1}, TypeError, "tcp must be True or False, not 1"),
         ({"user": ""}, ValueError, f"user='' {PRINTABLE}"),
         ({"user": None}, TypeError, "user must be a str, not None"),
+        ({"user": b"me"}, TypeError, "user must be a str, not b'me'"),
         ({"user": "a\nb"}, ValueError, rf"user='a\nb' {PRINTABLE}"),
         ({"password": ""}, ValueError, f"password {PRINTABLE}"),
         ({"password": "sec\0ret"}, ValueError, f"password {PRINTABLE}"),

@@ -83,13 +83,13 @@ def test_what_is_a_minute_old_is_still_told_and_then_no_more() -> None:
 
 
 def test_a_pool_that_was_at_work_before_is_counted_on() -> None:
-    recent = Recent(0, 2)
+    recent = Recent(0, 4)
     recent.happened(LeaseEnded("p", 0.5, 0, 1, 2.0))
     recent.happened(LeaseRevoked("p", 0.6, 0, 2, 3.0))
     recent.happened(LeaseGranted("p", 1.5, 5, 1, 2.0))
     recent.happened(LeaseRefused("p", 1.6, 6, 2.0, "PoolTimeoutError"))
     minute = recent.minute(2)
-    assert minute.leased == (0, 1)
+    assert minute.leased == (2, 3)
     assert (minute.uses, minute.use_sum) == ((2, 0), (5.0, 0))
     assert [note.who for note in recent.notes(1)] == ["", ""]
 

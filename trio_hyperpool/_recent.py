@@ -42,7 +42,6 @@ class Recent:
     """
 
     def __init__(self, now: float, leased: int) -> None:
-        self._began_at = now
         self._leased = leased
         self._second = math.floor(now)
         self._seconds: deque[_Second] = deque(maxlen=SECONDS)
