@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -220,7 +221,7 @@ def test_as_many_idle_connections_as_there_may_be_are_allowed() -> None:
 
 @pytest.mark.parametrize("field", DURATIONS)
 def test_a_duration_is_an_int_or_a_float(field: str) -> None:
-    for value in (1, 0.001, 1e9):
+    for value in (1, 0.001, 1e9, sys.float_info.max):
         assert getattr(make(**{field: value}), field) == value
 
 
