@@ -197,7 +197,7 @@ def docs(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Change the pure modules in every way, and see whether a test notices."""
     session.install(".[binary]", "--group", "tests", "mutmut>=3.8")
-    session.run("mutmut", "run")
+    session.run("mutmut", "run", *session.posargs)
     session.run("mutmut", "results")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -220,7 +221,7 @@ def test_as_many_idle_connections_as_there_may_be_are_allowed() -> None:
 
 @pytest.mark.parametrize("field", DURATIONS)
 def test_a_duration_is_an_int_or_a_float(field: str) -> None:
-    for value in (1, 0.001, 1e9):
+    for value in (1, 0.001, 1e9, sys.float_info.max):
         assert getattr(make(**{field: value}), field) == value
 
 
@@ -506,6 +507,36 @@ def test_a_host_may_be_as_long_as_the_domain_name_system_has_it() -> None:
         assert message.startswith(f"endpoint={host!r}: {host!r} is not a host name")
 
 
+# PostgreSQL
+
+
+def test_a_database_of_postgresql_is_a_name_or_left_to_the_connection_string() -> None:
+    assert PoolConfig("postgresql://h/db").database == ""
+    assert PoolConfig("postgresql://h/db", "other").database == "other"
+    with pytest.raises(TypeError) as caught:
+        PoolConfig("postgresql://h/db", Path("other"))
+    assert str(caught.value) == (
+        f"database: a str or None is allowed, not {Path('other')!r}"
+    )
+    with pytest.raises(ValueError, match="NUL") as refused:
+        PoolConfig("postgresql://h/db", "a\0b")
+    assert str(refused.value) == (
+        "database: a NUL character is not allowed, as in 'a\\x00b'"
+    )
+
+
+def test_a_database_of_postgresql_is_not_created() -> None:
+    make(endpoint="host=h", create_mode=CreateMode.DO_NOT_CREATE)
+    assert refusal(ValueError, endpoint="host=h", create_mode=CreateMode.CREATE) == (
+        "create_mode: only CreateMode.DO_NOT_CREATE is allowed with PostgreSQL, "
+        "not CreateMode.CREATE"
+    )
+
+
+def test_the_user_of_a_password_may_be_in_the_connection_string() -> None:
+    assert make(endpoint="postgresql://me@h/db", password="secret").user is None
+
+
 # Passwords
 
 
@@ -556,6 +587,15 @@ def test_the_repr_shows_every_field_but_the_password() -> None:
     for field in dataclasses.fields(config):
         if field.name != "password":
             assert f"{field.name}={getattr(config, field.name)!r}" in repr(config)
+    assert repr(config).startswith("PoolConfig(endpoint=None, database='d.hyper', ")
+
+
+def test_the_repr_shows_a_connection_string_but_for_its_password() -> None:
+    shown = repr(PoolConfig("postgresql://me:secret@h/db"))
+    assert shown.startswith(
+        "PoolConfig(endpoint='postgresql://me:...@h/db', database='', create_mode="
+    )
+    assert shown.count("endpoint") == 1
 
 
 # As an object

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from trio_hyperpool._statistics import (
     Counters,
@@ -135,6 +135,15 @@ def test_statistics_are_a_report_in_words() -> None:
     assert str(SNAPSHOT) == REPORT
 
 
+def test_reasons_are_told_by_their_counts_and_those_of_one_count_by_name() -> None:
+    snapshot = dataclasses.replace(
+        SNAPSHOT,
+        retired={"reset": 1, "max_lifetime": 1, "idle_timeout": 1, "resize": 2},
+    )
+    told = "retired: 2 resize, 1 idle_timeout, 1 max_lifetime, 1 reset; discarded"
+    assert told in str(snapshot)
+
+
 def test_nothing_retired_and_nothing_discarded_is_none() -> None:
     snapshot = dataclasses.replace(SNAPSHOT, retired={}, discarded={})
     assert "retired: none; discarded: none\n" in str(snapshot)
@@ -155,6 +164,7 @@ def test_a_report_names_ten_holders_and_says_how_many_more_there_are() -> None:
 
     assert len(report(10)) == 10
     assert len(report(11)) == 11
+    assert report(11)[-1] == "  held by task 10 for 1 s, taken at a:1"
     assert report(12)[-2:] == ["  held by task 9 for 1 s, taken at a:1", "  and 2 more"]
 
 
@@ -199,8 +209,13 @@ def test_what_there_is_to_know_first_comes_first(
     ("seconds", "said"),
     [
         (0, "0 s"),
-        (0.0000123, "12.3 µs"),
+        (0.00001234999, "12.3 µs"),
+        (0.0009994, "999 µs"),
+        (0.0009996, "1 ms"),
+        (0.001, "1 ms"),
         (0.012345, "12.3 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1 s"),
         (1.2345, "1.23 s"),
         (99.4, "99.4 s"),
         (100, "1 min 40 s"),
@@ -213,3 +228,10 @@ def test_a_duration_has_a_unit_and_no_more_digits_than_one_reads(
     seconds: float, said: str
 ) -> None:
     assert duration(seconds) == said
+
+
+@given(st.floats(1e-9, 1e9))
+@example(0.9995e-3)
+@example(0.9995)
+def test_no_duration_is_told_with_an_exponent(seconds: float) -> None:
+    assert "e" not in duration(seconds)

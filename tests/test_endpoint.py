@@ -8,7 +8,13 @@ import pytest
 from hypothesis import example, given, strategies as st
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from trio_hyperpool._endpoint import Address, Endpoint, parse_endpoint
+from trio_hyperpool._endpoint import (
+    Address,
+    Endpoint,
+    hide_passwords,
+    is_postgres,
+    parse_endpoint,
+)
 
 labels = st.from_regex(r"\A[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?\Z")
 names = st.lists(labels, min_size=1, max_size=4).map(".".join)
@@ -209,3 +215,47 @@ def test_any_string_is_either_read_or_a_value_error(text: str) -> None:
 def test_anything_else_is_a_type_error(value: object) -> None:
     with pytest.raises(TypeError):
         parse_endpoint(value)  # type: ignore[arg-type]
+
+
+# Connection strings of PostgreSQL
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_one"),
+    [
+        ("postgresql://h/db", True),
+        ("postgres://", True),
+        ("postgresql://h/db?sslmode=require", True),
+        ("host=h", True),
+        ("service=tab.", True),
+        ("h", False),
+        ("h:5432", False),
+        ("https://postgresql://", False),
+        ("tab.domain:///a=b/domain/.s.PGSQL.1", False),
+        (None, False),
+        (b"host=h", False),
+    ],
+)
+def test_a_uri_and_keywords_are_for_postgresql_and_all_else_is_for_hyper(
+    endpoint: object, *, is_one: bool
+) -> None:
+    assert is_postgres(endpoint) is is_one
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "shown"),
+    [
+        ("postgresql://me:se:cret@h/db", "postgresql://me:...@h/db"),
+        (
+            "postgresql://me@h/db?password=secret&port=1",
+            "postgresql://me@h/db?password=...&port=1",
+        ),
+        ("host=h password = 'se\\'cr et' dbname=d", "host=h password = ... dbname=d"),
+        ("sslpassword=secret user=me", "sslpassword=... user=me"),
+        ("host=h user=me", "host=h user=me"),
+    ],
+)
+def test_dots_take_the_place_of_a_password_and_all_else_is_shown(
+    conninfo: str, shown: str
+) -> None:
+    assert hide_passwords(conninfo) == shown

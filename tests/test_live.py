@@ -20,21 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests._invariants import FakePool, fake_pool, hold
 from trio_hyperpool import HyperConnection, Pool, PoolTimeoutError, _live
-from trio_hyperpool._events import (
-    CancelSent,
-    ConnectionDiscarded,
-    ConnectionFailed,
-    LeaseEnded,
-    LeaseGranted,
-    LeaseRefused,
-    LeaseRequested,
-    LeaseRevoked,
-    PoolClosing,
-    Step,
-    StepEnded,
-)
-from trio_hyperpool._recent import MOST_NOTES, MOST_PLACES, Recent
-from trio_hyperpool._snapshot import Note, Snapshot, Waiters, from_line
+from trio_hyperpool._snapshot import Snapshot, from_line
 from trio_hyperpool.telemetry import live_view
 from trio_hyperpool.testing import FakeConnector, Gate
 
@@ -449,81 +435,3 @@ async def test_what_cannot_be_meant_is_refused_at_once(
         monkeypatch.delattr(socket, "AF_UNIX")
         with pytest.raises(RuntimeError, match="no unix sockets"):
             live_view(pool)
-
-
-# What is remembered
-
-
-def granted(recent: Recent, lease: int, at: float, waited: float = 0) -> None:
-    recent.happened(LeaseRequested("p", at - waited, lease, f"task {lease}", "a.py:1"))
-    recent.happened(LeaseGranted("p", at, lease, 1, waited))
-
-
-def test_a_minute_is_counted_by_seconds_and_no_longer() -> None:
-    recent = Recent(10, 0)
-    granted(recent, 1, 10.5)
-    granted(recent, 2, 10.9, waited=0.25)
-    recent.happened(LeaseEnded("p", 12.5, 1, 1, 2.0))
-    recent.happened(LeaseRequested("p", 12.75, 3, "task 3", "a.py:1"))
-    minute = recent.minute(13.99)
-    assert minute.leases == (2, 0, 0)
-    assert minute.leased == (2, 2, 1)
-    assert minute.waiting == (0, 0, 1)
-    assert minute.wait_max == (0.25, 0, 0)
-    assert minute.uses == (0, 0, 1)
-    assert minute.use_sum == minute.use_max == (0, 0, 2.0)
-    assert minute.rate(2) == 0
-    assert minute.rate(10) == pytest.approx(2 / 3)
-    assert minute.wait(10).mean == 0.125
-    assert minute.use(1).max == 2.0
-    later = recent.minute(1_000_000)
-    assert later.leases == (0,) * 60
-    assert later.waiting == (1,) * 60
-    assert Recent(1, 3).minute(1).rate(10) == 0
-
-
-def test_a_pool_that_was_at_work_before_is_counted_on() -> None:
-    recent = Recent(0, 2)
-    recent.happened(LeaseEnded("p", 0.5, 0, 1, 2.0))
-    recent.happened(LeaseRevoked("p", 0.6, 0, 2, 2.0))
-    assert recent.minute(1).leased == (0,)
-    assert recent.notes(1)[0].who == ""
-
-
-def test_notes_say_what_to_whom_how_often_and_when() -> None:
-    recent = Recent(0, 0)
-    granted(recent, 1, 1)
-    recent.happened(LeaseRevoked("p", 6, 1, 1, 5.0))
-    recent.happened(LeaseRequested("p", 6, 2, "task 2", "a.py:2"))
-    recent.happened(LeaseRefused("p", 7, 2, 1.0, "Cancelled"))
-    recent.happened(CancelSent("p", 7, 1))
-    for at in 8, 9:
-        recent.happened(ConnectionFailed("p", at, 3, 0.5, "ConnectError"))
-    recent.happened(ConnectionDiscarded("p", 9, 4, "found dead"))
-    recent.happened(StepEnded("p", 9, 4, Step.CLEAN, 0.1, None))
-    recent.happened(StepEnded("p", 9, 4, Step.CLEAN, 0.1, "Cancelled"))
-    recent.happened(StepEnded("p", 9.5, 4, Step.CLEAN, 0.1, "secret"))
-    recent.happened(PoolClosing("p", 10))
-    assert recent.notes(10) == (
-        Note(0, 1, "the pool is closing", "", "", None),
-        Note(0.5, 1, "clean failed", "connection 4", "", 0.1),
-        Note(1, 1, "connection discarded: found dead", "connection 4", "", None),
-        Note(1, 2, "connecting failed: ConnectError", "connection 3", "", 0.5),
-        Note(4, 1, "lease revoked", "task 1", "a.py:1", 5.0),
-    )
-    recent.happened(ConnectionFailed("p", 70, 9, 0.5, "ConnectError"))
-    assert recent.notes(70)[0].count == 1
-
-
-def test_what_is_remembered_is_bounded() -> None:
-    recent = Recent(0, 0)
-    for number in range(1000):
-        recent.happened(ConnectionFailed("p", number, number, 0, f"Error{number}"))
-        granted(recent, number, number)
-        recent.happened(LeaseEnded("p", number, number, 1, 0))
-    assert len(recent.notes(1000)) == MOST_NOTES
-    assert not recent._leases
-    for number in range(20):
-        recent.happened(LeaseRequested("p", 1000 + number, number, "t", f"a:{number}"))
-    assert recent.waiters(1020)[0] == Waiters(1, "t", 20, "a:0")
-    assert len(recent.waiters(1020)) == MOST_PLACES

@@ -243,6 +243,17 @@ def test_an_attempt_that_starts_over_is_younger_than_all_before_it() -> None:
     assert slot.proved == table.deaths
 
 
+def test_attempts_are_numbered_from_one_and_zero_is_before_the_first() -> None:
+    table = table_of()
+    slots = [table.started(number) for number in range(2)]
+    assert [slot.number for slot in slots] == [0, 0]
+    for slot in slots:
+        table.started_over(slot)
+    assert [slot.number for slot in slots] == [1, 2]
+    table.started_over(slots[0])
+    assert [slot.number for slot in slots] == [3, 2]
+
+
 # Seekers and openers
 
 
@@ -336,6 +347,7 @@ def test_a_failed_open_that_nobody_waits_for_is_told_to_nobody() -> None:
     [
         (Condition.CLEAN, Fate.KEEP, None),
         (Condition.DIRTY, Fate.CLEAN, None),
+        (Condition.ALTERED, Fate.CLEAN, None),
         (Condition.CHANGED, Fate.RETIRE, Reason.CHANGED),
         (Condition.CANCELLED, Fate.RETIRE, Reason.CANCELLED),
         (Condition.BUSY, Fate.RETIRE, Reason.BUSY),
@@ -641,6 +653,7 @@ class Lease:
 LeaseSlot: TypeAlias = Slot[str]
 some = st.integers(0, 11)
 """Which of those that there are, counted round and round."""
+conditions = st.just(Condition.CLEAN) | st.sampled_from(Condition)
 
 
 @st.composite
@@ -795,10 +808,7 @@ class AnyPool(RuleBasedStateMachine):
         self.come_back(one_of(self.unchecked(), which), Condition.DIRTY)
 
     @precondition(lambda self: self.handed_out())
-    @rule(
-        which=some,
-        condition=st.just(Condition.CLEAN) | st.sampled_from(Condition),
-    )
+    @rule(which=some, condition=conditions)
     def return_it(self, which: int, condition: Condition) -> None:
         self.come_back(one_of(self.handed_out(), which), condition)
 
@@ -986,6 +996,39 @@ class AnyPool(RuleBasedStateMachine):
         self.idle.clear()
         assert not self.table.slots
 
+    @rule(
+        asking=st.integers(0, 3),
+        steps=st.integers(0, 12),
+        which=some,
+        chance=st.sampled_from([0.0, 0.3, 0.999]),
+        condition=conditions,
+    )
+    def all_goes_on_for_a_while(
+        self, asking: int, steps: int, which: int, chance: float, condition: Condition
+    ) -> None:
+        """Rules by chance alone seldom get as far as a lease that ends."""
+        for _ in range(asking):
+            self.ask()
+        for _ in range(steps):
+            self.go_on(which, chance, condition)
+            self.never_more_than_there_may_be()
+
+    def go_on(self, which: int, chance: float, condition: Condition) -> bool:
+        steps: list[tuple[Callable[[], object], Callable[[], None]]] = [
+            (lambda: self.granted, lambda: self.look(which, 0)),
+            (self.unchecked, lambda: self.check_succeeds(which)),
+            (self.handed_out, lambda: self.return_it(which, condition)),
+            (lambda: self.opening, lambda: self.open_succeeds(which, chance)),
+            (lambda: self.cleaning, lambda: self.cleaning_succeeds(which)),
+            (lambda: self.ending, lambda: self.farewell_is_over(which)),
+        ]
+        first = which % len(steps)
+        in_turn = steps[first:] + steps[:first]
+        step = next((do for is_due, do in in_turn if is_due()), None)
+        if step is not None:
+            step()
+        return step is not None
+
     # What is expected
 
     def verdict(self, slot: LeaseSlot) -> Reason | None:
@@ -1006,7 +1049,8 @@ class AnyPool(RuleBasedStateMachine):
         if condition in {Condition.BUSY, Condition.CANCELLED, Condition.CHANGED}:
             return Fate.RETIRE
         fate = self.kept_or_retired(slot)
-        is_cleaned = condition is Condition.DIRTY or self.config.after_release
+        is_curable = condition in {Condition.DIRTY, Condition.ALTERED}
+        is_cleaned = is_curable or self.config.after_release
         return Fate.CLEAN if is_cleaned and fate is Fate.KEEP else fate
 
     def kept_or_retired(self, slot: LeaseSlot) -> Fate:
@@ -1100,19 +1144,9 @@ class AnyPool(RuleBasedStateMachine):
             self.all_are_served_and_all_comes_to_rest()
 
     def all_are_served_and_all_comes_to_rest(self) -> None:
-        steps: list[tuple[Callable[[], object], Callable[[], None]]] = [
-            (lambda: self.granted, lambda: self.look(0, 0)),
-            (self.unchecked, lambda: self.check_succeeds(0)),
-            (self.handed_out, lambda: self.return_it(0, Condition.CLEAN)),
-            (lambda: self.opening, lambda: self.open_succeeds(0, 0.0)),
-            (lambda: self.cleaning, lambda: self.cleaning_succeeds(0)),
-            (lambda: self.ending, lambda: self.farewell_is_over(0)),
-        ]
         for _ in range(1000):
-            step = next((do for is_due, do in steps if is_due()), None)
-            if step is None:
+            if not self.go_on(0, 0.0, Condition.CLEAN):
                 break
-            step()
             self.never_more_than_there_may_be()
         assert not self.tokens
         assert not self.queue

@@ -146,7 +146,8 @@ _IN_KEYWORDS: Final = re.compile(
 def is_postgres(endpoint: object) -> bool:
     """Whether this is a libpq connection string: a URI, or keywords and values."""
     return isinstance(endpoint, str) and (
-        endpoint.startswith(_URI) or ("=" in endpoint and "tab." not in endpoint[:4])
+        endpoint.startswith(_URI)
+        or ("=" in endpoint and not endpoint.startswith("tab."))
     )
 
 

@@ -42,7 +42,6 @@ class Recent:
     """
 
     def __init__(self, now: float, leased: int) -> None:
-        self._began_at = now
         self._leased = leased
         self._second = math.floor(now)
         self._seconds: deque[_Second] = deque(maxlen=SECONDS)
@@ -172,11 +171,13 @@ class _Second:
 
     __slots__ = ("leased", "use", "wait", "waiting")
 
+    leased: int
+    """Set when it is over, and so is `waiting`."""
+    waiting: int
+
     def __init__(self) -> None:
         self.wait: Stopwatch = Stopwatch()
         self.use: Stopwatch = Stopwatch()
-        self.leased: int = 0
-        self.waiting: int = 0
 
 
 class _Noted(NamedTuple):

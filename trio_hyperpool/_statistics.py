@@ -191,9 +191,10 @@ def duration(seconds: float) -> str:
     """Seconds, in words: with a unit, and no more digits than one reads."""
     if not seconds:
         return "0 s"
-    if seconds < 1e-3:
+    # What rounds to a thousand is one of the next unit.
+    if seconds < 0.9995e-3:
         return f"{seconds * 1e6:.3g} µs"
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 100:
         return f"{seconds:.3g} s"
