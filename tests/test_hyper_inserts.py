@@ -76,8 +76,6 @@ def test_an_insert_of_one_row_is_cut_around_it(
         b"insert into t values ((table t), %s)",
         b"insert into t default values",
         b"insert into t values (%s",
-        b"insert into t values (%s, 'open)",
-        b"insert into t values ($1, %s)",
         b"with x as (select 1) insert into t values (%s)",
         b"insert into t values [%s]",
         b"values (%s)",
@@ -97,6 +95,8 @@ def test_all_else_goes_as_it_is(query: bytes) -> None:
         b"insert into t values (1) -- %s",
         b'insert into "%s" values (1)',
         b"insert into t values (%s %s)",
+        b"insert into t values ($1, %s)",
+        b"insert into t values (%s, 'open)",
     ],
 )
 def test_a_placeholder_where_no_literal_may_stand_is_refused(query: bytes) -> None:
@@ -347,7 +347,7 @@ class Table:
         return cursor.rowcount
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(inserts())
 @example(([Column("bigint", "%s", ())], [[2**53 + 1], [1.5], [None]]))
 @example(([Column("text", "%s", ())], [[Decimal("1.50")], [Decimal("12.345")]]))

@@ -4,12 +4,12 @@ The rows of a VALUES list share the types of their columns, so a row can be stor
 another value than by itself: beside ``1.5`` an integer becomes a double, and beside
 ``1.125`` the text of ``1.50`` is that of ``1.500``. What two rows may differ in:
 
-* A literal stands for the whole column: its type is the same, or of the same form and
-  merely wider. In front of a cast (``%s::date``) it is exactly the same.
-* A literal stands within an expression: it is the same literal, as the server folds
-  constants first, and finds the type of what is left.
-* NULL takes the type of its column's other literals. It would be no number in a column
-  of text, and beside a text that is to become a date it is an error.
+* Literals that are a whole column: in value, and in width, if that is all that tells
+  their types apart. In front of a cast (``%s::date``) in value alone.
+* Literals within an expression: in nothing, as the server folds constants first, and
+  the type is that of what is left.
+* NULL goes with all of them, and is written with their type: Hyper takes a bare one
+  for a text beside a text, and refuses it beside a number in a column of text.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _find_row(query: bytes) -> tuple[int, int, list[list[_Token]]] | None:
         depth += (token in (b"(", b"[")) - (token in (b")", b"]"))
         if depth == 0:
             break
-        if kind == "open" or token.upper() in _OF_SUBQUERIES:
+        if token.upper() in _OF_SUBQUERIES:
             return None
         if depth == 1 and token == b",":
             items.append([])
@@ -151,7 +151,8 @@ _LITERAL: Final = re.compile(
                 | [\w ".,()\[\]]++ ) )?
     """
 )
-# Nothing but its own kind has a type that NULL could have beside what becomes an array.
+# What may become an array; no NULL that has a type goes with it, and elsewhere none that
+# has not.
 _TEXT_OF_ARRAY: Final = re.compile(rb"(?s)E?'\s*+\[.*'")
 _SMALL_NUMERIC: Final = 18
 """The most digits of a ``numeric`` that is held in 64 bits."""
