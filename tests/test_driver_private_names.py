@@ -221,6 +221,12 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "AsyncCursor._execute_send": lambda: takes(
         CURSOR._execute_send, None, None, force_extended=True, binary=None
     ),
+    "AsyncCursor._executemany_gen_no_pipeline": lambda: is_generator(
+        CURSOR._executemany_gen_no_pipeline, None, "select 1", [], False
+    ),
+    "AsyncCursor._executemany_gen_pipeline": lambda: is_generator(
+        CURSOR._executemany_gen_pipeline, None, "select 1", [], False
+    ),
     "AsyncCursor._get_prepared": lambda: takes(CURSOR._get_prepared, None, None, None),
     "AsyncCursor._select_current_result": lambda: takes(
         CURSOR._select_current_result, None, 0, format=pq.Format.BINARY

@@ -23,7 +23,7 @@ from psycopg import ProgrammingError
 
 _Params: TypeAlias = Sequence[Any] | Mapping[str, Any]
 
-_TOKEN: Final = re.compile(
+TOKEN: Final = re.compile(
     rb"""(?xs)
       (?P<blank>   \s+ | --[^\r\n]* | /\*.*?\*/ )
     | (?P<escaped> [eE]' (?: [^'\\] | '' | \\. )* ' )
@@ -109,7 +109,7 @@ def _parse(query: bytes) -> Template:
     keys: list[str | None] = []
     text = bytearray()
     before = ""
-    for match in _TOKEN.finditer(query):
+    for match in TOKEN.finditer(query):
         kind, token = str(match.lastgroup), match.group()
         if kind == "key":  # pragma: no cover - lastgroup is the outer group
             kind = "place"

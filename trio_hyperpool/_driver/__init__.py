@@ -16,8 +16,9 @@ converts lists:
   ``command_queue``, ``level``, ``result_queue``
 * `AsyncCopy`: ``_finished``, ``formatter.parse_row``, ``writer``
 * `AsyncCursor`: ``_conn``, ``_convert_query``, ``_execute_gen``, ``_execute_send``,
-  ``_get_prepared``, ``_select_current_result``, ``_start_copy_gen``,
-  ``_stream_fetchone_gen``, ``_stream_send_gen``, ``_tx``
+  ``_executemany_gen_no_pipeline``, ``_executemany_gen_pipeline``, ``_get_prepared``,
+  ``_select_current_result``, ``_start_copy_gen``, ``_stream_fetchone_gen``,
+  ``_stream_send_gen``, ``_tx``
 * `AsyncServerCursor`: ``_close_gen``, ``_declare_gen``, ``_fetch_gen``,
   ``_scroll_gen``
 * `PGconn`: ``_encoding``
@@ -45,6 +46,7 @@ from ._cursors import (
     LiteralQuery,
     WatchedCursor,
     WatchedNamedCursor,
+    Written,
 )
 from ._states import IN_TRANSACTION
 
@@ -56,4 +58,5 @@ __all__ = [
     "TrioConnection",
     "WatchedCursor",
     "WatchedNamedCursor",
+    "Written",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast
 
 from psycopg import (
     AsyncServerCursor,
@@ -37,6 +37,12 @@ class Template(Protocol):
         ...
 
 
+class Written(NamedTuple):
+    """A statement that is to go as it is, in place of a set of parameters."""
+
+    text: bytes
+
+
 class LiteralQuery(PostgresQuery):
     """A query whose parameters stand in its text, save those too long for a literal."""
 
@@ -67,6 +73,11 @@ class LiteralQuery(PostgresQuery):
 
     def dump(self, vars: Params | None) -> None:  # noqa: A002
         """Put other parameters into the query that was read last."""
+        if isinstance(vars, Written):
+            self.query = vars.text
+            self.params = self.formats = None
+            self.types = ()
+            return
         params: list[Buffer | None] = []
         types: list[int] = []
         formats: list[pq.Format] = []
@@ -74,8 +85,7 @@ class LiteralQuery(PostgresQuery):
         pieces = [chunks[0]]
         values = self._template.arrange(vars or ())
         for value, chunk in zip(values, chunks[1:], strict=True):
-            literal = b"NULL" if value is None else self._literal(value)
-            if literal is None or len(literal) > self.longest_literal:
+            if (literal := self.literal(value)) is None:
                 bytes_like = isinstance(value, _Bytes)
                 dumper = self._tx.get_dumper(
                     value, PyFormat.BINARY if bytes_like else PyFormat.TEXT
@@ -90,13 +100,21 @@ class LiteralQuery(PostgresQuery):
         self.types = tuple(types)
         self.formats = formats or None
 
-    def _literal(self, value: Any) -> bytes | None:
+    @abstractmethod
+    def batches(self, text: bytes, params_seq: Iterable[Params], /) -> Iterable[Params]:
+        """Give what `executemany` is to send: `Written` in place of several sets."""
+
+    def literal(self, value: Any) -> bytes | None:
+        """Write a value as a literal; None if it is too long for that."""
+        if value is None:
+            return b"NULL"
         if (
             isinstance(value, _Bytes)
             and memoryview(cast("bytes", value)).nbytes > self.longest_literal
         ):
             return None
-        return self._tx.as_literal(value)
+        literal = self._tx.as_literal(value)
+        return literal if len(literal) <= self.longest_literal else None
 
 
 def _as_bytes(
@@ -232,6 +250,31 @@ class GuardedCursor(TrioCursor[Row]):
             )
         self.before_copy(text)
         yield from super()._start_copy_gen(text)
+
+    def _executemany_gen_pipeline(
+        self,
+        query: Query,
+        params_seq: Iterable[Params],
+        returning: bool,  # noqa: FBT001
+    ) -> PQGen[None]:
+        if not (returning or self.binds_on_server):
+            params_seq = self._batches(query, params_seq)
+        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
+
+    def _executemany_gen_no_pipeline(
+        self,
+        query: Query,
+        params_seq: Iterable[Params],
+        returning: bool,  # noqa: FBT001
+    ) -> PQGen[None]:
+        if not (returning or self.binds_on_server):
+            params_seq = self._batches(query, params_seq)
+        yield from super()._executemany_gen_no_pipeline(query, params_seq, returning)
+
+    def _batches(self, query: Query, params_seq: Iterable[Params]) -> Iterator[Params]:
+        # A generator: it begins when there is a transformer for this query.
+        text = _as_bytes(query, self._tx, with_params=True)
+        yield from self.literal_query(self._tx).batches(text, params_seq)
 
     # Hyper answers in the binary form it was asked for, and describes it as text.
 
