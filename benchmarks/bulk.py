@@ -35,7 +35,7 @@ SCHEMA = {
 QUERY = "SELECT * FROM source"
 INSERT = "INSERT INTO sink VALUES (%s, %s, %s, %s)"
 COPY = "COPY sink FROM STDIN WITH (FORMAT csv)"
-EXECUTEMANY_ROWS = 2_000
+EXECUTEMANY_ROWS = 5_000
 
 Way = Callable[[], Awaitable[float]]
 
