@@ -1,4 +1,4 @@
-"""Every program in the README and in the documentation runs."""
+"""Every program in the documentation runs, and its lists leave nothing out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 from trio_hyperpool import open_hyperd
 
-pytestmark = pytest.mark.slow
-
 USUAL_PORT = "7483"
-ROOT = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 PRINTED = re.compile(r"\s*It prints:\s*```text\n(.*?)```", re.DOTALL)
@@ -51,6 +50,7 @@ async def with_server(code: str) -> AsyncGenerator[str]:
         yield code.replace(USUAL_PORT, hyperd.endpoint.rpartition(":")[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "told"), blocks("python"))
 async def test_python(
     code: str,
@@ -83,3 +83,32 @@ async def test_python(
     if told is not None:
         lines = done.stdout.decode().splitlines()
         assert [line.rstrip() for line in lines] == told.splitlines()
+
+
+def test_the_design_has_a_sentence_for_every_module() -> None:
+    package = ROOT / "trio_hyperpool"
+    modules = {
+        ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(
+            ".__init__"
+        )
+        for path in package.rglob("*.py")
+    }
+    page = (ROOT / "docs" / "design.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| .+ \|$", page, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([\w.]+)`", row)]
+    assert sorted(named) == sorted(modules)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    shown = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)", page, re.MULTILINE))
+    module, missing = "", []
+    for line in (HERE / "public_api.txt").read_text().splitlines():
+        if line.startswith("["):
+            module = line.strip("[]").removeprefix("trio_hyperpool")
+        elif line and not line.startswith(" "):
+            name = re.sub(r"^(class|async def|def) ", "", line).partition("(")[0]
+            full = f"trio_hyperpool{module}.{name}" if module else name
+            if full not in shown:
+                missing.append(full)
+    assert not missing

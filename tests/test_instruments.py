@@ -415,6 +415,19 @@ async def test_a_long_lease_is_logged_while_it_lasts_and_when_it_ends(
     assert "came back that was leased for 12.5 s" in caplog.messages[1]
 
 
+async def test_a_revoked_lease_is_logged_with_who_and_where(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fake_pool(max_lease=2, name="p") as pool:
+        await hold(pool, 5)
+    (record,) = [r for r in caplog.records if "was revoked" in r.message]
+    assert record.levelno == logging.INFO
+    assert record.message.startswith("p: a lease was revoked after 2 s, by ")
+    assert vars(record)["seconds"] == 2
+    assert vars(record)["task"] == trio.lowlevel.current_task().name
+    assert "_invariants.py:" in vars(record)["taken_at"]
+
+
 async def test_the_end_of_a_connection_is_logged_with_its_reason(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ from trio_hyperpool import HookError, Pool, PoolTimeoutError, open_pool
 from trio_hyperpool._chrome_trace import QUEUE, trace_events
 from trio_hyperpool._events import ConnectionDiscarded
 from trio_hyperpool._lanes import Lane, Run, by_place, lay_out
-from trio_hyperpool._slices import Kind, Mark, Slice, duration
+from trio_hyperpool._slices import Kind, Mark, Slice
 from trio_hyperpool._statistics import Timing
 from trio_hyperpool.telemetry import Timeline
 from trio_hyperpool.testing import FakeConnector, Gate
@@ -305,14 +305,6 @@ async def test_places_are_told_with_their_waits_and_uses(
     assert "test_timeline.py:" in second
     assert wait == Timing(2, 2, 2)
     assert (use.sum, use.max, shorter) == (6, 4, Timing(1, 1, 1))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(75, "75 s"), (1, "1 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs"), (0, "0 µs")],
-)
-def test_durations_are_said_in_a_fitting_unit(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 # Memory

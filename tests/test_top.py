@@ -399,6 +399,9 @@ class Terminal:
 
     async def interrupt(self) -> int:
         self._process.send_signal(signal.SIGINT)
+        return await self.end()
+
+    async def end(self) -> int:
         with trio.fail_after(20):
             while self._process.poll() is None:
                 await self._read()
@@ -447,6 +450,7 @@ async def test_once_in_a_terminal_has_colours_and_ends(
         terminal.append(top)
         await top.sees("\x1b[1;32m shop \x1b[0m")
         await top.sees("╯")
+        assert await top.end() == 0
 
 
 async def test_a_socket_that_is_waited_for_is_named(

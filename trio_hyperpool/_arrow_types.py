@@ -1,4 +1,4 @@
-"""Pure: which Arrow type stands for which of Hyper's, and what fits without a loss.
+"""Which Arrow type stands for which of Hyper's, and what fits without a loss.
 
 What a column takes is what the server calls its Arrow type, to the letter: another
 integer's width, a nullable field for a column that is NOT NULL, or a list of another

@@ -1,4 +1,4 @@
-"""Pure: where the placeholders of a query are, and what its words do to a session.
+"""Where the placeholders of a query are, and what its words do to a session.
 
 Client-side binding puts a value's literal into the text of the query. That is safe
 only where a literal may stand, so the text is read with the server's own lexical

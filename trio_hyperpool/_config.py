@@ -86,7 +86,7 @@ class PoolConfig:
 
     Args:
         endpoint: ``"host:port"``, ``"host"`` (port 7483), ``"tab.tcp://host:port"`` or
-            ``"tab.domain://directory/domain/.s.PGSQL.n"``; several, separated by
+            ``"tab.domain:///directory/domain/.s.PGSQL.n"``; several, separated by
             commas, are tried in order. None starts a private ``hyperd`` that lives
             as long as the pool. A libpq connection string, as in
             ``"postgresql://user@host/db"`` or ``"host=... dbname=..."``, is for

@@ -68,7 +68,11 @@ class Connector(Protocol[ConnectionT]):
         ...
 
     async def probe(self, connection: ConnectionT, check: HealthCheck, /) -> None:
-        """Ask the server for a sign of life, and raise if there is none."""
+        """Ask the server for a sign of life, and raise if there is none.
+
+        Given a view. Cancelled, it may leave its question half answered: the connection
+        is put right, or ended, before anybody has it.
+        """
         ...
 
     def lend(self, connection: ConnectionT, /) -> ConnectionT:
@@ -91,7 +95,7 @@ class Connector(Protocol[ConnectionT]):
     async def clean(self, connection: ConnectionT, /) -> None:
         """Put a connection right that is not clean, but `Condition.is_curable`.
 
-        It raises if that fails.
+        It raises if that fails. Cancelled or failing, the connection is discarded.
         """
         ...
 
@@ -107,7 +111,8 @@ class Connector(Protocol[ConnectionT]):
 
         Awaited at the end of the pool, and in `Pool.quiesce`, if there are any such,
         when no connection is left: where a farewell does more than to end a
-        connection, this is the place to do the same.
+        connection, this is the place to do the same. Cancelled or failing, it leaves
+        nothing open.
         """
         ...
 

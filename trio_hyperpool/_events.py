@@ -31,6 +31,7 @@ class Event:
     pool: str
     """The pool's name."""
     at: float
+    """When: seconds of trio's clock."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class LeaseRefused(Event):
 
     lease: int
     waited: float
+    """Seconds since it was requested."""
     error: str
     """The exception's name, ``Cancelled`` for one."""
 
@@ -95,6 +97,7 @@ class LeaseRevoked(Event):
     lease: int
     connection: int
     used: float
+    """Seconds since it was granted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,7 +131,9 @@ class ConnectionFailed(Event):
 
     connection: int
     took: float
+    """Seconds since the attempt began."""
     error: str
+    """The exception's name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,6 +167,7 @@ class StepEnded(Event):
     connection: int
     step: Step
     took: float
+    """Seconds since it began."""
     error: str | None
     """What went wrong, if anything did."""
 

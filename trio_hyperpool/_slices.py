@@ -31,6 +31,7 @@ from ._events import (
     StepBegun,
     StepEnded,
 )
+from ._statistics import duration
 
 Details: TypeAlias = Mapping[str, str | int]
 
@@ -84,14 +85,6 @@ class Mark:
     kind: Kind
     name: str
     at: float
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
 
 
 def _short(task: str) -> str:

@@ -117,7 +117,9 @@ class PoolStatistics:
     leases: int
     """Connections handed out so far."""
     opened: int
+    """Connections opened so far."""
     open_failures: int
+    """Connections that could not be opened, in all of their attempts."""
     retired: Mapping[str, int]
     """Connections ended by policy, by reason."""
     discarded: Mapping[str, int]
@@ -125,8 +127,11 @@ class PoolStatistics:
     health_check_failures: int
     hook_failures: int
     wait_timeouts: int
+    """Leases for which no place came free in time."""
     revoked: int
+    """Leases whose connection was taken away."""
     cancelled_queries: int
+    """Connections that came back, from a lease or a hook, after a cancel request."""
     wait: Timing
     """From asking for a lease to having its connection."""
     use: Timing
@@ -134,6 +139,7 @@ class PoolStatistics:
     create: Timing
     """From the start of an attempt to the open connection, its hook included."""
     holders: tuple[Holder, ...]
+    """Who has a connection, the longest first."""
 
     @property
     def situation(self) -> str:

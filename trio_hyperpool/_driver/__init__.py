@@ -7,9 +7,10 @@ converts lists:
   ``_closed``, ``_connect_gen``, ``_exec_command``, ``_get_connection_params``,
   ``_notice_handler``, ``_notice_handlers``, ``_notifies_backlog``,
   ``_notify_handler``, ``_notify_handlers``, ``_num_transactions``, ``_pipeline``,
-  ``_pipeline_nolock``, ``_prepared.clear``, ``_prepared.prepare_threshold``, ``_prepared.prepared_max``,
-  ``_rollback_gen``, ``_should_cancel``, ``_try_cancel``; and, as everything that is
-  sent goes through the one, holding the other: ``wait``, ``lock``
+  ``_pipeline_nolock``, ``_prepared.clear``, ``_prepared.prepare_threshold``,
+  ``_prepared.prepared_max``, ``_rollback_gen``, ``_should_cancel``, ``_try_cancel``;
+  and, as everything that is sent goes through the one, holding the other: ``wait``,
+  ``lock``
 * `AsyncTransaction`: ``_conn``, ``_enter_gen``, ``_exit_gen``, ``_outer_transaction``
 * `AsyncPipeline`: ``_conn``, ``_enqueue_sync``, ``_enter_gen``, ``_exit``,
   ``_exit_gen``, ``_lock``, ``_no_lock``, ``_process_results``, ``_sync_gen``,

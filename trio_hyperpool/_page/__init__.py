@@ -14,8 +14,8 @@ import jinja2
 from markupsafe import Markup
 
 from trio_hyperpool._lanes import Lane, Run, by_place, in_rows
-from trio_hyperpool._slices import Mark, Slice, duration
-from trio_hyperpool._statistics import PoolStatistics
+from trio_hyperpool._slices import Mark, Slice
+from trio_hyperpool._statistics import PoolStatistics, duration
 
 Json: TypeAlias = dict[str, Any]
 
