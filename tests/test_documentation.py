@@ -64,7 +64,7 @@ async def test_python(
     if "aio" in code and sys.version_info >= (3, 14):
         pytest.skip("trio-asyncio does not work on this Python")
     env = dict(os.environ)
-    if "asyncpg" in code:
+    if "asyncpg" in code or "postgresql://" in code:
         env |= request.getfixturevalue("postgres_env")
     if "def test_" in code:
         pytester.makepyfile(code)

@@ -9,6 +9,7 @@ from ._config import (
     PoolConfig as PoolConfig,
 )
 from ._connector import Connector as Connector
+from ._cursors import HyperServerBindingCursor as HyperServerBindingCursor
 from ._errors import (
     ConnectError as ConnectError,
     HookError as HookError,

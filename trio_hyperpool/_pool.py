@@ -126,6 +126,10 @@ class Pool(Generic[ConnectionT]):
 
         The cursor has fetched its rows already, so that they outlive the lease. A
         checkpoint; cancelled, it stops the statement on the server.
+
+        Raises:
+            psycopg.Error: the server, or psycopg, refused the statement.
+            PoolError: there was no connection for it; see `lease`.
         """
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.execute(cast("Any", query), params)
@@ -133,28 +137,40 @@ class Pool(Generic[ConnectionT]):
     async def fetch_all(
         self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> list[Any]:
-        """Return all rows of a query, on a lease of its own; see `execute`."""
+        """Return all rows of a query, on a lease of its own.
+
+        A checkpoint, with the errors of `execute`; cancelled, it stops the query.
+        """
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_all(query, params)
 
     async def fetch_one(
         self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> Any:
-        """Return the first row of a query, or None, on a lease of its own."""
+        """Return the first row of a query, or None, on a lease of its own.
+
+        A checkpoint, with the errors of `execute`; cancelled, it stops the query.
+        """
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_one(query, params)
 
     async def fetch_value(
         self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> Any:
-        """Return the first value of the first row, or None, on a lease of its own."""
+        """Return the first value of the first row, or None, on a lease of its own.
+
+        A checkpoint, with the errors of `execute`; cancelled, it stops the query.
+        """
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.fetch_value(query, params)
 
     async def execute_command(
         self: Pool[SessionT], query: Query, params: Params | None = None
     ) -> int:
-        """Execute one statement on a lease of its own; return the rows affected."""
+        """Execute one statement on a lease of its own; return the rows affected.
+
+        A checkpoint, with the errors of `execute`; cancelled, it stops the query.
+        """
         async with self._one_off(_frame_above(1)) as connection:
             return await connection.execute_command(query, params)
 
@@ -176,6 +192,7 @@ class Pool(Generic[ConnectionT]):
 
         Raises:
             psycopg.errors.SerializationFailure: the last attempt lost, too.
+            TypeError, ValueError: ``attempts`` is no positive integer; at once.
         """
         check_attempts(attempts)
         frame = _frame_above(1)
@@ -283,6 +300,12 @@ class Pool(Generic[ConnectionT]):
 
         A smaller pool ends idle connections that it has no room for, in the
         background, and leased ones as they come back.
+
+        Args:
+            max_size: connections, at least 1.
+
+        Raises:
+            TypeError, ValueError: it is no such number; nothing is changed.
         """
         check_max_size(max_size)
         supply = self._supply
@@ -334,7 +357,9 @@ class Pool(Generic[ConnectionT]):
         ends. Entering is a checkpoint; cancelled, the pool goes on as before.
 
         Raises:
-            PoolDeadlockError: the task holds a lease, or is inside ``quiesce``.
+            PoolDeadlockError: the task holds a lease, or is inside ``quiesce``. A
+                task that holds a lease and asks for another gets the same from
+                `lease` while the pool is being drained.
             PoolClosedError: the pool is closing or closed.
             PoolError: a connection did not end in good order, so that it is not
                 certain that everything is on disk.
