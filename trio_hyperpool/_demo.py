@@ -17,7 +17,6 @@ from ._config import CreateMode
 from ._hyper import HyperConnection
 from ._pool import Pool
 from ._running import open_pool
-from ._scene import MINUTES
 from ._server import open_hyperd
 
 Say: TypeAlias = Callable[[str], None]
@@ -28,6 +27,13 @@ WORDS: Final = (
     *("HAND", "HEART", "HOUSE", "LIGATURE", "MOON", "MUSICAL", "RAIN", "RUNIC"),
     *("SMALL", "SNOW", "SQUARE", "STAR", "SUN", "TREE", "WHITE"),
 )
+
+# Also in _scene, which cannot be imported where rich is missing.
+MINUTES: Final = """
+    SELECT count(*) FROM generate_series(1::bigint, 3000000) a(x),
+                         generate_series(1::bigint, 3000000) b(y)
+    WHERE (x * y) % 7 = 3"""
+"""A query that keeps the server busy for minutes."""
 
 
 async def show(out: TextIO) -> None:
