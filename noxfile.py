@@ -177,7 +177,7 @@ print("installed:", version("trio-hyperpool"))
 def in_an_sdist() -> set[str]:
     """Every file that makes up the project: what the sdist has to have."""
     kept = ("benchmarks", "docs", "examples", "tests", "trio_hyperpool")
-    kinds = (".md", ".py", ".svg", ".txt", ".typed")
+    kinds = (".md", ".py", ".sql", ".svg", ".txt", ".typed")
     found = {"CHANGELOG.md", "LICENSE", "README.md", "noxfile.py", "pyproject.toml"}
     for folder in kept:
         for path in Path(folder).rglob("*"):
