@@ -119,7 +119,11 @@ async def test_what_went_in_comes_out_equal(hyperd: Any, table: Any) -> None:
         await conn.create_table("t", columns, temporary=True)
         assert await insert_arrow(conn, "t", table) == table.num_rows
         assert await insert_arrow(conn, "t", table[:0]) == 0
-        assert (await fetch_arrow(conn, "SELECT * FROM t")).equals(table)
+        fetched = await fetch_arrow(conn, "SELECT * FROM t")
+    assert fetched.schema == table.schema
+    # A busy server gives batches back in another order.
+    rows = [sorted(map(repr, each.to_pylist())) for each in (fetched, table)]
+    assert rows[0] == rows[1]
 
 
 async def test_every_type_comes_out_as_arrow_has_it(conn: Any) -> None:

@@ -111,7 +111,7 @@ def test_the_demo_shows_what_it_promises_and_leaves_nothing(shell: Shell) -> Non
     began = time.monotonic()
     status, out, err = shell.run("demo")
     assert (status, err) == (0, "")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # three on a machine that has time
     assert re.search(r"1\. A private hyperd, process \d+, started in 0\.\d\d s", out)
     assert re.search(r"2\. [\d,]{6,} rows, .* loaded in", out)
     assert re.search(r"3\. \d+ tasks asked at once, over 4 connections", out)
