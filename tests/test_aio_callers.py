@@ -161,6 +161,26 @@ async def test_the_holder_is_the_asyncio_task_and_its_line(aio: ModuleType) -> N
         await run(main)()
 
 
+async def test_a_connection_that_came_in_spite_of_a_cancellation_is_given_back(
+    aio: ModuleType,
+) -> None:
+    async def hold_on(_: FakeConnection) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.05)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await aio.lease(pool).__aenter__()
+        assert (pool.statistics().leases, pool.statistics().leased) == (1, 0)
+
+    async with (
+        asyncio_in_trio(aio) as run,
+        open_pool(connector=FakeConnector(), before_acquire=hold_on) as pool,
+    ):
+        await run(main)()
+
+
 async def test_a_result_that_came_in_spite_of_a_cancellation_is_told_first(
     aio: ModuleType,
 ) -> None:

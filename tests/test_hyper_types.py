@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
+from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Json, Jsonb
 
 from trio_hyperpool._cursors import HyperServerBindingCursor
@@ -515,6 +516,20 @@ async def test_geography_is_its_well_known_text(conn: Connection) -> None:
     assert row == (point, [point])
     with pytest.raises(psycopg.Error):
         await conn.execute(query, binary=True)
+
+
+@pytest.mark.parametrize("is_string", [True, False])
+async def test_the_caller_settles_how_doubles_are_sent(
+    hyperd: Any, is_string: bool
+) -> None:
+    told = {**hyperd.conninfo, "dbname": "", "options": "-c extra_float_digits=0"}
+    connecting = (
+        HyperConnection.connect(make_conninfo("", **told))
+        if is_string
+        else HyperConnection.connect(**told)
+    )
+    async with await connecting as conn:
+        assert await conn.fetch_value("SHOW extra_float_digits") == "0"
 
 
 async def test_doubles_stay_exact_after_a_reset(conn: Connection) -> None:
