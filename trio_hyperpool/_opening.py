@@ -124,7 +124,9 @@ class Opening(Generic[ConnectionT]):
     async def _connect(self, slot: Slot[ConnectionT]) -> None:
         try:
             slot.connection = await self._connector.connect()
-        except trio.Cancelled:
+        except Exception:
+            raise
+        except BaseException:  # that of a cancelled nursery is a group
             # The server may have begun a session, and take a while to see its end.
             if self._record.counters.opened:
                 self._steps.cut_off += 1
