@@ -298,11 +298,12 @@ async def test_an_opener_that_the_end_cuts_off_is_made_good_if_anything_was_done
             connecting.append(self._connecting)
 
     connector = Settling(connect=kind.never(on=1 if is_first else 2))
-    async with fake_pool(connector, max_size=2) as pool:
+    async with (
+        fake_pool(connector, max_size=2) as pool,
+        contextlib.AsyncExitStack() as stack,
+    ):
         if not is_first:
-            async with pool.lease():
-                pass
-            connector.break_all()
+            await stack.enter_async_context(pool.lease())
         with trio.move_on_after(1):
             await hold(pool, 0)
     assert connecting == ([] if is_first else [0])
