@@ -53,6 +53,17 @@ async def test_shrinking_ends_the_idle_that_rested_longest(
             assert connection.number == 1
 
 
+async def test_what_is_ending_already_makes_room_only_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(FakeConnector(close=Gate.slow(1)), max_size=3) as pool:
+        await assert_all_places_work(pool)
+        pool.resize(2)
+        pool.resize(2)
+        await settle(pool)
+        assert pool.statistics().idle == 2
+
+
 async def test_leased_connections_end_as_they_come_back(
     autojump_clock: MockClock,
 ) -> None:
