@@ -226,6 +226,22 @@ async def test_retire_idle_tells_its_predicate_age_rest_and_leases(
         assert pool.retire_idle(lambda idle: idle.leases == 1) == 1
 
 
+async def test_a_predicate_may_retire_connections_itself(
+    autojump_clock: MockClock,
+) -> None:
+    def is_chosen(_: IdleConnection) -> bool:
+        pool.retire_idle()
+        return True
+
+    async with fake_pool(max_size=4) as pool:
+        async with pool.lease(), pool.lease():
+            pass
+        assert pool.retire_idle(is_chosen) == 0
+        await settle(pool)
+        assert pool.statistics().retired == {"retire_idle": 2}
+        assert_nothing_is_lost(pool)
+
+
 async def test_a_predicate_that_raises_changes_nothing(
     autojump_clock: MockClock,
 ) -> None:

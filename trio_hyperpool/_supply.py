@@ -243,6 +243,8 @@ class Supply(Generic[ConnectionT]):
         """
         count = 0
         for slot, reason in chosen:
+            if slot.state is not State.IDLE:
+                continue  # whoever chose it has ended it, too
             permit = self.queue.take()
             if permit is None:
                 return count, False
