@@ -182,6 +182,22 @@ async def test_a_dirty_connection_that_comes_back_in_the_grace_ends_politely(
     assert trio.current_time() == 3
 
 
+async def test_its_farewell_does_not_keep_the_idle_ones_waiting(
+    autojump_clock: MockClock,
+) -> None:
+    async def borrow() -> None:
+        async with pool.lease() as connection:
+            connection.begin()
+            await trio.sleep(2)
+
+    connector = FakeConnector(close=Gate.slow(1))
+    async with trio.open_nursery() as nursery, fake_pool(connector) as pool:
+        await assert_all_places_work(pool)
+        nursery.start_soon(borrow)
+        await wait_all_tasks_blocked()
+    assert trio.current_time() == 3
+
+
 @pytest.mark.parametrize("how", ["clean", "after_release", "opening"])
 async def test_what_the_pool_is_busy_with_as_it_closes_ends_politely_too(
     autojump_clock: MockClock, how: str
