@@ -133,6 +133,16 @@ async def assert_all_places_work(pool: FakePool) -> None:
         assert pool.statistics().leased == size
 
 
+def assert_not_stray(error: BaseException) -> None:
+    """What comes out has no cancellation in it, unless a scope here is cancelled."""
+    if isinstance(error, BaseExceptionGroup):
+        is_cancellation = error.subgroup(trio.Cancelled) is not None
+    else:
+        is_cancellation = isinstance(error, trio.Cancelled)
+    is_cancelled = trio.current_effective_deadline() == -math.inf
+    assert is_cancelled or not is_cancellation, "a stray cancellation"
+
+
 @contextlib.asynccontextmanager
 async def fake_pool(
     connector: FakeConnector | None = None, **options: Unpack[PoolOptions]
@@ -147,6 +157,10 @@ async def fake_pool(
             watch = Watch(pool, connector)
             trio.lowlevel.add_instrument(watch)
             yield pool
+    except BaseException as error:
+        # pytest-trio lets it pass.
+        assert_not_stray(error)
+        raise
     finally:
         if watch is not None:
             trio.lowlevel.remove_instrument(watch)

@@ -182,6 +182,22 @@ async def test_a_dirty_connection_that_comes_back_in_the_grace_ends_politely(
     assert trio.current_time() == 3
 
 
+async def test_its_farewell_does_not_keep_the_idle_ones_waiting(
+    autojump_clock: MockClock,
+) -> None:
+    async def borrow() -> None:
+        async with pool.lease() as connection:
+            connection.begin()
+            await trio.sleep(2)
+
+    connector = FakeConnector(close=Gate.slow(1))
+    async with trio.open_nursery() as nursery, fake_pool(connector) as pool:
+        await assert_all_places_work(pool)
+        nursery.start_soon(borrow)
+        await wait_all_tasks_blocked()
+    assert trio.current_time() == 3
+
+
 @pytest.mark.parametrize("how", ["clean", "after_release", "opening"])
 async def test_what_the_pool_is_busy_with_as_it_closes_ends_politely_too(
     autojump_clock: MockClock, how: str
@@ -278,9 +294,18 @@ async def test_what_was_cut_off_is_made_good_when_no_connection_is_left(
     assert seen == [0]
 
 
+class InNursery(Gate):
+    """A step that, cancelled, ends by a group of cancellations."""
+
+    async def __call__(self, *args: object) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(super().__call__, *args)
+
+
+@pytest.mark.parametrize("kind", [Gate, InNursery])
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_an_opener_that_the_end_cuts_off_is_made_good_if_anything_was_done(
-    autojump_clock: MockClock, *, is_first: bool
+    autojump_clock: MockClock, *, is_first: bool, kind: type[Gate]
 ) -> None:
     connecting: list[int] = []
 
@@ -288,16 +313,32 @@ async def test_an_opener_that_the_end_cuts_off_is_made_good_if_anything_was_done
         async def settle(self) -> None:
             connecting.append(self._connecting)
 
-    connector = Settling(connect=Gate.never(on=1 if is_first else 2))
-    async with fake_pool(connector, max_size=2) as pool:
+    connector = Settling(connect=kind.never(on=1 if is_first else 2))
+    async with (
+        fake_pool(connector, max_size=2) as pool,
+        contextlib.AsyncExitStack() as stack,
+    ):
         if not is_first:
-            async with pool.lease():
-                pass
-            connector.break_all()
+            await stack.enter_async_context(pool.lease())
         with trio.move_on_after(1):
             await hold(pool, 0)
     assert connecting == ([] if is_first else [0])
     connector.assert_no_leak()
+
+
+@pytest.mark.parametrize(
+    "where", ["prepare", "connect", "after_connect", "after_release"]
+)
+async def test_a_step_in_a_nursery_that_the_end_cuts_off_is_no_bug(
+    autojump_clock: MockClock, where: str
+) -> None:
+    gate = InNursery.never()
+    is_hook = where.startswith("after")
+    connector = FakeConnector(**({} if is_hook else {where: gate}))
+    options = {where: gate} if is_hook else {}
+    async with fake_pool(connector, **options) as pool:  # type: ignore[arg-type]
+        with trio.move_on_after(1):
+            await hold(pool, 0)
 
 
 @pytest.mark.parametrize("gate", [Gate.fails(), Gate.never()])

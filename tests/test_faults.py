@@ -188,7 +188,7 @@ async def test_min_idle_is_warm_again_after_a_restart(directory: str, db: str) -
         await hyperd.restart()
         assert await pool.fetch_value("SELECT 42") == 42
         await until(lambda: pool.statistics().idle >= 3)
-        assert is_at_rest(pool)
+        assert is_at_rest(await settled(pool))
 
 
 async def test_a_server_that_dies_in_queries_raises_psycopgs_error_in_each(

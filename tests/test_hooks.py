@@ -334,6 +334,19 @@ async def test_after_connect_that_hangs_is_dropped(autojump_clock: MockClock) ->
         assert pool.statistics().discarded == {"failed hook": 1}
 
 
+async def test_after_connect_that_fails_is_told_though_its_farewell_takes_long(
+    autojump_clock: MockClock,
+) -> None:
+    connector = FakeConnector(close=Gate.slow(3))
+    hook = Gate(1, OSError())
+    async with fake_pool(connector, after_connect=hook, create_timeout=2) as pool:
+        with pytest.raises(HookError):
+            async with pool.lease():
+                pass
+        assert trio.current_time() == 4
+        assert connector.close_gate.passed == 1
+
+
 async def test_after_connect_counts_against_create_timeout(
     autojump_clock: MockClock,
 ) -> None:

@@ -326,6 +326,25 @@ async def test_one_added_twice_is_told_once(autojump_clock: MockClock) -> None:
         assert notes.kinds.count("LeaseGranted") == 1
 
 
+async def test_two_that_are_equal_are_both_told_and_removed_one_by_one(
+    autojump_clock: MockClock,
+) -> None:
+    class Equal(Notes):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Equal)
+
+    first, second = Equal(), Equal()
+    async with fake_pool() as pool:
+        pool.add_instrument(first)
+        pool.add_instrument(second)
+        pool.remove_instrument(first)
+        await hold(pool, 0)
+    assert first.kinds == ["PoolWatched", "PoolUnwatched"]
+    assert second.kinds.count("LeaseGranted") == 1
+
+
 @pytest.mark.parametrize("bad", [None, print, object()])
 async def test_what_is_no_instrument_is_refused(
     bad: Any, autojump_clock: MockClock

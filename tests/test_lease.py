@@ -202,6 +202,11 @@ class Odd(FakeConnector):
         super().__init__()
         self.method = method
 
+    def watch(self, *args: object) -> None:
+        super().watch(*args)  # type: ignore[arg-type]
+        if self.method == "watch":
+            raise RuntimeError("no eyes")
+
     def lend(self, connection: FakeConnection, /) -> FakeConnection:
         if self.method == "lend":
             raise RuntimeError("no view")
@@ -232,6 +237,16 @@ async def test_a_changed_session_is_retired(autojump_clock: MockClock) -> None:
             pass
         await settle(pool)
         assert pool.statistics().retired == {"changed session": 1}
+
+
+async def test_a_connection_that_cannot_be_watched_is_closed(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(Odd("watch")) as pool:
+        with pytest.raises(ConnectError, match="no eyes"):
+            async with pool.lease():
+                pass
+        assert pool.statistics().discarded == {"abandoned": 1}
 
 
 async def test_a_view_that_cannot_be_made_loses_no_place(

@@ -400,6 +400,24 @@ async def test_a_resize_inside_the_block_holds_afterwards(
         assert pool.statistics().size == 5
 
 
+async def test_a_resize_before_the_block_that_is_given_up_holds_as_soon_as_it_can(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=4) as pool:
+        await assert_all_places_work(pool)
+        async with pool.lease():
+            with trio.move_on_after(10):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(pool.flush)
+                    await trio.sleep(1)
+                    pool.resize(1)
+            # There is still no token to retire anything.
+            assert pool.statistics().idle == 3
+        await settle(pool)
+        assert pool.statistics().retired == {"resize": 3}
+        assert pool._supply.on_move is None
+
+
 async def test_what_was_to_expire_while_the_pool_was_drained_expires_if_it_goes_on(
     autojump_clock: MockClock,
 ) -> None:

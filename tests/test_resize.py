@@ -53,6 +53,17 @@ async def test_shrinking_ends_the_idle_that_rested_longest(
             assert connection.number == 1
 
 
+async def test_what_is_ending_already_makes_room_only_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(FakeConnector(close=Gate.slow(1)), max_size=3) as pool:
+        await assert_all_places_work(pool)
+        pool.resize(2)
+        pool.resize(2)
+        await settle(pool)
+        assert pool.statistics().idle == 2
+
+
 async def test_leased_connections_end_as_they_come_back(
     autojump_clock: MockClock,
 ) -> None:
@@ -213,6 +224,22 @@ async def test_retire_idle_tells_its_predicate_age_rest_and_leases(
             (10, 5, 2),
         ]
         assert pool.retire_idle(lambda idle: idle.leases == 1) == 1
+
+
+async def test_a_predicate_may_retire_connections_itself(
+    autojump_clock: MockClock,
+) -> None:
+    def is_chosen(_: IdleConnection) -> bool:
+        pool.retire_idle()
+        return True
+
+    async with fake_pool(max_size=4) as pool:
+        async with pool.lease(), pool.lease():
+            pass
+        assert pool.retire_idle(is_chosen) == 0
+        await settle(pool)
+        assert pool.statistics().retired == {"retire_idle": 2}
+        assert_nothing_is_lost(pool)
 
 
 async def test_a_predicate_that_raises_changes_nothing(

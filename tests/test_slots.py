@@ -956,9 +956,9 @@ class AnyPool(RuleBasedStateMachine):
         self.most = max(self.most, self.limit)
         self.table.max_size = max_size
         surplus = self.table.surplus()
-        room = max(0, len(self.table.slots) - len(surplus))
-        assert len(surplus) <= len(self.idle)
-        assert room <= max_size or surplus == self.idle
+        kept = len(self.table.slots) - self.table.count(State.CLEANING) - len(surplus)
+        assert kept >= max_size or surplus == []
+        assert kept <= max_size or surplus == self.idle
         self.retire((slot, Reason.RESIZED) for slot in surplus)
         self.limit = max_size
         self.grant()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 
@@ -412,6 +413,23 @@ async def test_a_deadline_around_everything_frees_nobody_in_time(
         assert trio.current_time() == 0
 
 
+async def test_a_deadline_around_a_task_that_was_started_frees_nobody_in_time(
+    autojump_clock: MockClock,
+) -> None:
+    async def work(*, task_status: trio.TaskStatus[None]) -> None:
+        async with pool.lease():
+            task_status.started()
+            await trio.sleep(1)
+            with pytest.raises(PoolDeadlockError):
+                await pool.lease().__aenter__()
+
+    async with fake_pool(max_size=1) as pool:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(work)
+        assert trio.current_time() == 1
+
+
 async def test_no_alarm_if_the_task_has_a_deadline_of_its_own(
     autojump_clock: MockClock,
 ) -> None:
@@ -419,6 +437,27 @@ async def test_no_alarm_if_the_task_has_a_deadline_of_its_own(
         with trio.move_on_after(2) as scope:
             async with pool.lease():
                 pass
+        assert scope.cancelled_caught
+
+
+async def test_no_alarm_if_that_comes_after_one_that_only_taking_the_lease_had(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool(max_size=1) as pool, contextlib.AsyncExitStack() as stack:
+        with trio.fail_after(1):
+            await stack.enter_async_context(pool.lease())
+        with trio.move_on_after(2) as scope:
+            await pool.lease().__aenter__()
+        assert scope.cancelled_caught
+
+
+async def test_no_alarm_if_that_is_behind_a_shield(autojump_clock: MockClock) -> None:
+    async with fake_pool(max_size=1) as pool:
+        with trio.CancelScope() as outer:
+            async with pool.lease():
+                outer.cancel()
+                with trio.move_on_after(2, shield=True) as scope:
+                    await pool.lease().__aenter__()
         assert scope.cancelled_caught
 
 

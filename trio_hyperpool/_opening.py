@@ -112,8 +112,12 @@ class Opening(Generic[ConnectionT]):
                 await self._prepare(deadline)
             with trio.move_on_at(deadline):
                 await self._connect(slot)
-                await self._after_connect(slot)
+                await self._set_up(slot)
                 is_done = True
+        except HookError as failure:
+            # With a deadline of its own: that of the attempt would be told of instead.
+            await self._end(slot, failure)
+            raise
         except PoolError:
             raise
         except Exception as error:
@@ -124,15 +128,15 @@ class Opening(Generic[ConnectionT]):
     async def _connect(self, slot: Slot[ConnectionT]) -> None:
         try:
             slot.connection = await self._connector.connect()
-        except trio.Cancelled:
+        except Exception:
+            raise
+        except BaseException:  # that of a cancelled nursery is a group
             # The server may have begun a session, and take a while to see its end.
             if self._record.counters.opened:
                 self._steps.cut_off += 1
             raise
         slot.is_connected = True
         self._record.connected()
-        number = slot.number
-        self._connector.watch(slot.connection, lambda: self._record.cancel_sent(number))
 
     async def _prepare(self, deadline: float) -> None:
         preparation = self._preparation = _Preparation()
@@ -152,26 +156,26 @@ class Opening(Generic[ConnectionT]):
             self._preparation = None
             preparation.done.set()
 
-    async def _after_connect(self, slot: Slot[ConnectionT]) -> None:
-        if self._config.after_connect is None:
-            return
+    async def _set_up(self, slot: Slot[ConnectionT]) -> None:
+        number, hook = slot.number, self._config.after_connect
         try:
-            await self._steps.run_hook(
-                Step.AFTER_CONNECT, self._config.after_connect, slot
+            self._connector.watch(
+                slot.connection, lambda: self._record.cancel_sent(number)
             )
-        except HookError as error:
-            failure = error
+            if hook is not None:
+                await self._steps.run_hook(Step.AFTER_CONNECT, hook, slot)
+        except HookError:
+            raise
         except BaseException:
             self._steps.drop(slot, Reason.ABANDONED)
             raise
-        else:
-            return
+
+    async def _end(self, slot: Slot[ConnectionT], failure: HookError) -> None:
         if ran_out_of_time(failure):
             self._steps.drop(slot, Reason.HOOK)
         else:
             slot.reason = Reason.HOOK
             await self._steps.farewell(slot)
-        raise failure
 
     def _not_opened(self, error: Exception) -> ConnectError:
         return ConnectError(f"{self._name}: no connection could be opened: {error}")

@@ -311,7 +311,7 @@ class Pool(Generic[ConnectionT]):
         supply = self._supply
         supply.table.max_size = max_size
         # Before the tokens go: whoever ends a connection holds one.
-        supply.retire_idle([(slot, Reason.RESIZED) for slot in supply.table.surplus()])
+        self._upkeep.retire_expired()
         supply.queue.max_size = max_size
         supply.queue.resize()
         supply.record.resized(max_size)

@@ -25,7 +25,7 @@ from ._errors import (
     PoolTimeoutError,
 )
 from ._record import Record, RecordedLease
-from ._scopes import Scopes
+from ._scopes import Scopes, deadline_around
 from ._statistics import tasks_wait
 
 
@@ -223,11 +223,18 @@ class TokenQueue:
         """Take note if this wait holds up a lease of its own task, and for ever.
 
         A deadline that stood before the task took the lease it holds ends both, so
-        that it does not free the connection for anybody in time.
+        that it does not free the connection for anybody in time. Any other is of this
+        wait, even a later one: it stands behind a shield, or the scopes that the lease
+        was taken in are over.
         """
         deadline = trio.current_effective_deadline()
         # A task that is cancelled already goes on.
-        if -math.inf < deadline >= held.scopes.effective_deadline():
+        if deadline > -math.inf and deadline in (
+            math.inf,
+            held.scopes.effective_deadline(),
+            # What is left when those scopes are over, as for a task that was started.
+            deadline_around(task),
+        ):
             self._endless[task] = scope, deadline
             self.look_for_deadlock(arriving=1)
 

@@ -278,7 +278,7 @@ class Record:
 
     def add_instrument(self, instrument: Instrument, watched: PoolWatched) -> None:
         """Tell it how things are, and what happens from now on."""
-        if instrument not in self.instruments:
+        if all(each is not instrument for each in self.instruments):
             self.instruments = (*self.instruments, instrument)
             self._tell(watched, instrument)
 

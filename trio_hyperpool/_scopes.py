@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Final, Protocol
@@ -40,3 +41,9 @@ def _best(of: type[object]) -> Callable[[Task], Scopes]:
 
 scopes_of: Final[Callable[[Task], Scopes]] = _best(Task)
 """Find the scopes that the current task is in."""
+
+
+def deadline_around(task: Task) -> float:
+    """Find the effective deadline of a task that is in no scope of its own."""
+    around: Scopes | None = getattr(task.parent_nursery, "_cancel_status", None)
+    return math.inf if around is None else around.effective_deadline()

@@ -300,7 +300,9 @@ class SlotTable(Generic[ConnectionT, LeaseT]):
 
     def surplus(self) -> list[Slot[ConnectionT]]:
         """Idle connections that a smaller ``max_size`` leaves no room for."""
-        return self.idle[: max(0, len(self.slots) - self.max_size)]
+        # Of those that come out of cleaning, `cleaned` retires what is too many.
+        kept = len(self.slots) - self.count(_CLEANING)
+        return self.idle[: max(0, kept - self.max_size)]
 
     def next_expiry(self) -> float:
         """When the first of the idle connections is to be retired."""

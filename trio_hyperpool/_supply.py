@@ -243,6 +243,8 @@ class Supply(Generic[ConnectionT]):
         """
         count = 0
         for slot, reason in chosen:
+            if slot.state is not State.IDLE:
+                continue  # whoever chose it has ended it, too
             permit = self.queue.take()
             if permit is None:
                 return count, False
@@ -414,12 +416,16 @@ class Supply(Generic[ConnectionT]):
         elif fate is Fate.DISCARD:
             self.table.died()
             self._discard(slot, Reason.BROKEN)
-        elif fate is Fate.CLEAN and not self.queue.is_closed:
-            self._spawn(self._clean if condition.is_curable else self._release, slot)
         else:
-            if self.queue.is_closed:
-                slot.reason = Reason.CLOSED
-            self._spawn(self._retire, slot)
+            if fate is Fate.CLEAN and not self.queue.is_closed:
+                step = self._clean if condition.is_curable else self._release
+            else:
+                step = self._retire
+                if self.queue.is_closed:
+                    slot.reason = Reason.CLOSED
+            self._spawn(step, slot)
+            # Leased no more: who closes the pool waits for that only.
+            self._moved()
 
     def _made_ready(self, slot: Slot[ConnectionT]) -> None:
         now = self.now()

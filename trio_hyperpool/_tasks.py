@@ -54,15 +54,16 @@ class Tasks:
     async def _run(
         self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]
     ) -> None:
-        with trio.CancelScope(shield=True) as scope:
-            if self._are_over:
-                scope.cancel()
-            self._scopes.add(scope)
-            try:
+        scope = trio.CancelScope(shield=True)
+        if self._are_over:
+            scope.cancel()
+        self._scopes.add(scope)
+        try:
+            # What is left when the scope has taken out what it cancelled, also of the
+            # group that a nursery in a hook or connector makes of it.
+            with scope:
                 await async_fn(*args)
-            except trio.Cancelled:
-                raise
-            except BaseException as bug:  # noqa: BLE001 - comes out of the pool's block
-                self.fail(bug)
-            finally:
-                self._scopes.discard(scope)
+        except BaseException as bug:  # noqa: BLE001 - comes out of the pool's block
+            self.fail(bug)
+        finally:
+            self._scopes.discard(scope)

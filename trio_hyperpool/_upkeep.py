@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from ._policy import backoff
+from ._policy import Reason, backoff
 from ._supply import Supply
 
 ConnectionT = TypeVar("ConnectionT")
@@ -51,10 +51,12 @@ class Upkeep(Generic[ConnectionT]):
                 await trio.sleep_forever()
 
     def retire_expired(self) -> None:
-        """End what was reset or has expired; what can't be ended yet, ends later."""
+        """End what was reset, has expired or has no room; what can't be yet, later."""
         supply = self._supply
-        chosen = supply.table.expired(trio.current_time())
-        _, is_all = supply.retire_idle(chosen)
+        _, is_all = supply.retire_idle(supply.table.expired(trio.current_time()))
+        if is_all:
+            surplus = supply.table.surplus()
+            _, is_all = supply.retire_idle((slot, Reason.RESIZED) for slot in surplus)
         self._is_behind = not is_all
         if not self._is_needed:
             supply.on_move = None if is_all else self.noticed
