@@ -67,6 +67,8 @@ async def test_an_age_reached_during_a_lease_counts_at_its_return(
         async with pool.lease() as connection:
             await trio.sleep(150)
             assert await connection.execute() == 1
+        # Not in the background, either: the next lease would come before that.
+        assert pool.statistics().idle == 0
         await settle(pool)
         assert pool.statistics().retired == {"max_lifetime": 1}
 

@@ -540,8 +540,9 @@ async def test_no_alarm_while_a_connection_is_cleaned(
             assert trio.current_time() == 5
 
 
+@pytest.mark.parametrize("_", range(10))  # trio runs them in random order
 async def test_no_alarm_while_a_grant_is_on_its_way(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, _: int
 ) -> None:
     async def borrow() -> None:
         async with pool.lease():
@@ -557,8 +558,9 @@ async def test_no_alarm_while_a_grant_is_on_its_way(
                 pass
 
 
+@pytest.mark.parametrize("_", range(10))
 async def test_no_alarm_while_a_cancellation_is_on_its_way(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, _: int
 ) -> None:
     scope = trio.CancelScope()
 
