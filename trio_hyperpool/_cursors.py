@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Self, cast
+from typing import Any, ClassVar, Final, Self, cast
 
 from psycopg import NotSupportedError, ProgrammingError
 from psycopg.abc import Params, Query
@@ -73,7 +73,7 @@ def refuse_prepare(prepare: bool | None) -> None:  # noqa: FBT001
 class HyperCursorMixin(GuardedCursor[Row]):
     """What all cursors share: the statements that must not be sent, or not like that."""
 
-    literal_query = HyperQuery
+    literal_query: ClassVar[type[LiteralQuery]] = HyperQuery
 
     _statement: Statement
 
@@ -156,7 +156,7 @@ class HyperServerBindingCursor(HyperCursorMixin[Row]):
     a top-level ``VALUES`` of several rows gives the first one only: that is refused.
     """
 
-    binds_on_server = True
+    binds_on_server: ClassVar[bool] = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

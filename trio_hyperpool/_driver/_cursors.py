@@ -19,7 +19,7 @@ from psycopg.abc import Buffer, Params, PQGen, Query, Transformer as AnyTransfor
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.rows import Row
 
-from ._copying import LinewiseCopy, TrioCursor
+from ._copying import BoundedCopy, LinewiseCopy, TrioCursor
 
 _Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -47,6 +47,14 @@ class LiteralQuery(PostgresQuery):
     """A query whose parameters stand in its text, save those too long for a literal."""
 
     __slots__ = ("_template", "unbound")
+
+    query: bytes
+    params: Sequence[Buffer | None] | None
+    types: tuple[int, ...]
+    formats: Sequence[pq.Format] | None
+    unbound: bytes
+    """The text without the literals that were put in."""
+    _template: Template
 
     longest_literal: ClassVar[int]
     """In bytes; a longer one goes beside the query, for the server to bind."""
@@ -151,7 +159,7 @@ class GuardedCursor(TrioCursor[Row]):
     The methods whose names begin with ``before`` and ``after`` are for subclasses.
     """
 
-    copy_class = LinewiseCopy
+    copy_class: ClassVar[type[BoundedCopy]] = LinewiseCopy
 
     literal_query: ClassVar[type[LiteralQuery]]
     """How parameters are put into a query."""
@@ -159,7 +167,7 @@ class GuardedCursor(TrioCursor[Row]):
     binds_on_server: ClassVar[bool] = False
     """Whether they are not, but for those of a COPY."""
 
-    _binary_result = False
+    _binary_result: bool = False
 
     @property
     def in_pipeline(self) -> bool:
