@@ -22,15 +22,18 @@ from trio.lowlevel import (
 )
 
 from ._draining import drain, drain_pipeline
-from ._states import ACTIVE, IDLE, PIPELINE_OFF
+from ._states import ACTIVE, BAD, IDLE, PIPELINE_OFF
 from ._turns import FIRST_RESEND
 from ._views import LendableConnection
-from ._waiting import READABLE, ready_now, wait_ready
+from ._waiting import PROMPT, READABLE, ready_now, wait_ready
 
 T = TypeVar("T")
 
 _MAX_BUSY: Final = 0.002
 """Seconds that operations that never block may go on before other tasks get a turn."""
+
+_ALONE: Final = 15e-6
+"""Seconds that a turn takes in which nobody else runs, and a bit more."""
 
 _INTERRUPTIONS: Final = (trio.Cancelled, KeyboardInterrupt, SystemExit)
 
@@ -85,7 +88,7 @@ class DrivenConnection(LendableConnection[Row]):
                 if not ready:
                     try:
                         if want == READABLE:
-                            await wait_readable(fd)
+                            await self._answer(fd)
                             ready = READABLE
                         else:
                             ready = await self._pause(fd, want)
@@ -102,12 +105,37 @@ class DrivenConnection(LendableConnection[Row]):
         except _INTERRUPTIONS as interruption:
             return await self._interrupted(gen, interruption)
 
+    async def _answer(self, fd: int) -> None:
+        """Wait until there is something to read: awake, if that is worth it."""
+        promptness = self._link.promptness
+        began_at = now = monotonic()
+        if promptness.is_expected:
+            while now - began_at < PROMPT:
+                await self._let_others_run()
+                if ready_now(fd, READABLE):
+                    promptness.kept()
+                    return
+                before, now = now, monotonic()
+                if now - before > _ALONE:
+                    break
+            else:
+                promptness.missed()
+        await wait_readable(fd)
+        promptness.came(monotonic() - began_at)
+
     async def _pause(self, fd: int, want: int) -> int:
         """Let others run, and see what the socket is ready for then."""
         if ready := ready_now(fd, want):
-            await checkpoint()
+            await self._let_others_run()
             return ready
         return await wait_ready(fd, want)
+
+    async def _let_others_run(self) -> None:
+        await checkpoint()
+        # One of them may have taken the connection away, and nobody was told: only a
+        # task that waits for the socket is.
+        if self._turns.ended is not None or self.pgconn.status == BAD:
+            raise self._turns.lost()
 
     async def _wait_timed(
         self, gen: PQGen[T], fd: int, interval: float | None, limit: float | None

@@ -16,6 +16,7 @@ from trio.lowlevel import enable_ki_protection
 from trio_hyperpool._errors import LeaseError
 
 from ._states import BAD, PIPELINE_OFF
+from ._waiting import Promptness
 
 CANCEL_TIMEOUT: Final = 5.0
 """Seconds for what has to be done after a cancellation, unless a connection says else."""
@@ -32,6 +33,7 @@ class Link:
         "is_doomed",
         "on_cancel",
         "poller",
+        "promptness",
         "streamed",
         "target",
     )
@@ -43,6 +45,7 @@ class Link:
         self.is_doomed: bool = False
         self.on_cancel: Callable[[], None] | None = None
         self.poller: select.poll | None = None
+        self.promptness: Promptness = Promptness()
         # Whether libpq is in single row mode, which only the next query ends.
         self.streamed: bool = False
         # Weak, or no connection would ever be collected but by the cycle collector.

@@ -21,6 +21,11 @@ READABLE: Final = 1
 WRITABLE: Final = 2
 EITHER: Final = READABLE | WRITABLE
 
+PROMPT: Final = 100e-6
+"""Seconds: what an answer that is prompt takes, and what it is looked for."""
+FEWEST_PROMPT: Final = 4
+MOST_PROMPT: Final = 4096
+
 
 class _Nothing:
     """What can be awaited, and takes no time."""
@@ -32,6 +37,39 @@ class _Nothing:
 
 
 NOTHING: Final[Awaitable[None]] = _Nothing()
+
+
+class Promptness:
+    """Whether answers come so soon that it is not worth going to sleep for them.
+
+    To fall asleep and to be woken up takes some 20 microseconds, and on a virtual machine
+    more of the processor's time than to stay awake for as long. Who stays awake in vain,
+    because the server needs the same processor, say, does so ever more rarely.
+    """
+
+    __slots__ = ("_in_a_row", "_wanted")
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._wanted = FEWEST_PROMPT
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether enough answers in a row were prompt."""
+        return self._in_a_row >= self._wanted
+
+    def came(self, seconds: float) -> None:
+        """An answer came after so long."""
+        self._in_a_row = self._in_a_row + 1 if seconds < PROMPT else 0
+
+    def kept(self) -> None:
+        """It came while it was looked for."""
+        self._wanted = FEWEST_PROMPT
+
+    def missed(self) -> None:
+        """It did not."""
+        self._in_a_row = 0
+        self._wanted = min(2 * self._wanted, MOST_PROMPT)
 
 
 class Turns:
