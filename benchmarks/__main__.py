@@ -49,13 +49,13 @@ def written(page: str, name: str, text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", default=NAMES, metavar="NAME", choices=NAMES
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {NAMES}")
     parser.add_argument("--turns", type=int, help="of each who takes part")
     options = parser.parse_args()
     turns = [] if options.turns is None else [f"--turns={options.turns}"]
-    for name in options.names:
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"{', '.join(unknown)}: not one of {', '.join(NAMES)}")
+    for name in options.names or NAMES:
         text = printed(name, turns)
         PAGE.write_text(written(PAGE.read_text(), name, text))
 
