@@ -116,7 +116,7 @@ class Opening(Generic[ConnectionT]):
                 is_done = True
         except HookError as failure:
             # With a deadline of its own: that of the attempt would be told of instead.
-            await self._end(slot, failure)
+            await self._end(slot, failure)  # noqa: ASYNC120 - the pool is over then
             raise
         except PoolError:
             raise

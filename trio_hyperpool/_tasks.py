@@ -63,7 +63,7 @@ class Tasks:
             # group that a nursery in a hook or connector makes of it.
             with scope:
                 await async_fn(*args)
-        except BaseException as bug:  # noqa: BLE001 - comes out of the pool's block
+        except BaseException as bug:  # noqa: BLE001, ASYNC103 - comes out of the pool's block
             self.fail(bug)
         finally:
             self._scopes.discard(scope)
