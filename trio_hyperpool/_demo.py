@@ -28,7 +28,6 @@ WORDS: Final = (
     *("SMALL", "SNOW", "SQUARE", "STAR", "SUN", "TREE", "WHITE"),
 )
 
-# Also in _scene, which cannot be imported where rich is missing.
 MINUTES: Final = """
     SELECT count(*) FROM generate_series(1::bigint, 3000000) a(x),
                          generate_series(1::bigint, 3000000) b(y)

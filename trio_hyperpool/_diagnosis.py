@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -20,6 +20,9 @@ class TakenLease(Protocol):
 
     @property
     def taken_at(self) -> str: ...
+
+
+TakenLeaseT = TypeVar("TakenLeaseT", bound=TakenLease)
 
 
 def holders(leases: Iterable[TakenLease], now: float) -> tuple[Holder, ...]:
@@ -45,9 +48,15 @@ def report(
     return "".join(f"\n  {line}" for line in listed(kin + others))
 
 
-def holds_a_lease(task: trio.lowlevel.Task, leases: Iterable[TakenLease]) -> bool:
-    """Whether a task entered one of these leases."""
-    return any(lease.task is task for lease in leases)
+def innermost(
+    task: trio.lowlevel.Task, leases: Iterable[TakenLeaseT]
+) -> TakenLeaseT | None:
+    """The last of the leases that a task holds, if any; they are in their order."""
+    found = None
+    for lease in leases:
+        if lease.task is task:
+            found = lease
+    return found
 
 
 def is_deadlock(

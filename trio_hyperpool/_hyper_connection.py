@@ -116,11 +116,11 @@ class HyperConnection(TrioConnection[Row]):
             psycopg.NotSupportedError: if ``prepare_threshold`` is not None.
         """
         refuse_prepare(prepare_threshold is not None)
-        given = kwargs.get("options") or ""
-        if conninfo and "options" not in kwargs:
-            given = conninfo_to_dict(conninfo).get("options") or ""
+        given = kwargs.get("options")
+        if given is None and conninfo:
+            given = conninfo_to_dict(conninfo).get("options")
         # First, so that what the caller asks for wins.
-        kwargs["options"] = f"-c extra_float_digits=3 {given}".rstrip()
+        kwargs["options"] = f"-c extra_float_digits=3 {given or ''}".rstrip()
         return await super().connect(
             conninfo,
             autocommit=autocommit,

@@ -34,7 +34,7 @@ class Lease(Generic[ConnectionT]):
 
     task: Task
     scopes: Scopes
-    """Those that the task was in when it got its connection."""
+    """Those that the task was in when it asked for a connection."""
     granted_at: float = math.inf
     is_revoked: bool = False
     is_logged: bool = False
@@ -88,9 +88,9 @@ class Lease(Generic[ConnectionT]):
                 slot = supply.place(self, permit)
             if slot is SEEKERS:
                 slot = await self._seek()
-            while slot.is_due or supply.before_acquire is not None:
-                if await supply.check(self, slot):
-                    break
+            while (
+                slot.is_due or supply.config.before_acquire is not None
+            ) and not await supply.check(self, slot):
                 slot = await self._seek()
             view = supply.hand_out(self, slot, asked_at)
         except BaseException as error:

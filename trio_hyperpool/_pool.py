@@ -369,9 +369,8 @@ class Pool(Generic[ConnectionT]):
     @contextlib.asynccontextmanager
     async def _quiesced(self) -> AsyncGenerator[None]:
         supply, queue, task = self._supply, self._supply.queue, current_task()
-        if queue.paused_by is task or _diagnosis.holds_a_lease(
-            task, supply.table.leased.values()
-        ):
+        leases = supply.table.leased.values()
+        if queue.paused_by is task or _diagnosis.innermost(task, leases) is not None:
             raise PoolDeadlockError(
                 f"{self.name}: the task that calls quiesce() or flush() holds a "
                 "lease, or is inside quiesce(): it would wait for itself"

@@ -145,7 +145,7 @@ class TokenQueue:
         failed: Callable[[QueueingLease, float], PoolError] | None = None
         self.waiting += 1
         try:
-            held = self._innermost(lease.task)
+            held = _diagnosis.innermost(lease.task, self._leases)
             if timeout < math.inf or held is not None:
                 failed = await self._acquire(permit, lease.task, timeout, held)
             else:
@@ -208,14 +208,6 @@ class TokenQueue:
                 self._deadlocked.add(task)
                 scope.cancel()
                 break
-
-    def _innermost(self, task: Task) -> QueueingLease | None:
-        """The last of the leases that the task holds, if any."""
-        found = None
-        for lease in self._leases:
-            if lease.task is task:
-                found = lease
-        return found
 
     def _look_out(
         self, scope: trio.CancelScope, task: Task, held: QueueingLease

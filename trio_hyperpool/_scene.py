@@ -15,6 +15,7 @@ import psycopg
 import trio
 
 from ._config import CreateMode
+from ._demo import MINUTES
 from ._errors import HyperdError, PoolError
 from ._hyper import HyperConnection
 from ._pool import Pool
@@ -22,12 +23,6 @@ from ._running import open_pool
 from ._server import open_hyperd
 from ._top import top
 from .telemetry import live_view
-
-MINUTES: Final = """
-    SELECT count(*) FROM generate_series(1::bigint, 3000000) a(x),
-                         generate_series(1::bigint, 3000000) b(y)
-    WHERE (x * y) % 7 = 3"""
-"""A query that keeps the server busy for minutes."""
 
 MOMENT: Final = "SELECT sum(x) FROM generate_series(1, %s) s(x)"
 

@@ -31,12 +31,14 @@ class _Fixed:
         return self._deadline
 
 
+# trio has no public name for them, only for their deadline, which takes it half a
+# microsecond and more, as it asks each of them: too much for every lease, while one in a
+# thousand wants to know.
+_PRIVATE: Final = "_cancel_status"
+
+
 def _best(of: type[object]) -> Callable[[Task], Scopes]:
-    # trio has no public name for them, only for their deadline, which takes it half a
-    # microsecond and more, as it asks each of them: too much for every lease, while
-    # one in a thousand wants to know.
-    name = "_cancel_status"
-    return attrgetter(name) if hasattr(of, name) else _Fixed
+    return attrgetter(_PRIVATE) if hasattr(of, _PRIVATE) else _Fixed
 
 
 scopes_of: Final[Callable[[Task], Scopes]] = _best(Task)
@@ -45,5 +47,5 @@ scopes_of: Final[Callable[[Task], Scopes]] = _best(Task)
 
 def deadline_around(task: Task) -> float:
     """Find the effective deadline of a task that is in no scope of its own."""
-    around: Scopes | None = getattr(task.parent_nursery, "_cancel_status", None)
+    around: Scopes | None = getattr(task.parent_nursery, _PRIVATE, None)
     return math.inf if around is None else around.effective_deadline()

@@ -191,7 +191,7 @@ class Steps(Generic[ConnectionT]):
         except Exception as error:  # noqa: BLE001 - logged
             self._record.log_error(error, "a view could not be ended")
             return Condition.BROKEN
-        if condition is not CLEAN and condition is Condition.CANCELLED:
+        if condition is Condition.CANCELLED:
             self._record.query_cancelled()
         return condition
 

@@ -16,7 +16,7 @@ from typing import Final, Generic, Literal, Protocol, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._config import Hook, PoolConfig
+from ._config import PoolConfig
 from ._connector import Connector
 from ._errors import (
     HookError,
@@ -92,7 +92,6 @@ class Supply(Generic[ConnectionT]):
         self.queue: TokenQueue = TokenQueue(
             self.name, config, self.table.leased.values(), self.record
         )
-        self.before_acquire: Hook | None = config.before_acquire
         self.failures_in_a_row: int = 0
         """Attempts to open a connection that have failed since one succeeded."""
         self.on_move: Callable[[], None] | None = None
@@ -159,7 +158,7 @@ class Supply(Generic[ConnectionT]):
         is_sound = False
         try:
             is_sound = not slot.is_due or await self._is_sound(slot)
-            hook = self.before_acquire
+            hook = self.config.before_acquire
             if is_sound and hook is not None and not lease.is_revoked:
                 await self.steps.run_hook(Step.BEFORE_ACQUIRE, hook, slot)
         except HookError as error:
@@ -207,11 +206,7 @@ class Supply(Generic[ConnectionT]):
         now = self.now()
         self.record.ended(lease, slot.number, now)
         condition = self.steps.reclaim(slot, LeaseEndedError)
-        fate = self.table.returned(slot, condition, now)
-        if fate is KEEP:
-            self._arrived(slot, now)
-        else:
-            self._route(slot, condition, fate, now)
+        self._route(slot, condition, self.table.returned(slot, condition, now), now)
 
     def revoke(self, slot: Slot[ConnectionT]) -> None:
         """Take the connection away from a lease that has not ended."""

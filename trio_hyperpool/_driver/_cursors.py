@@ -72,9 +72,7 @@ class LiteralQuery(PostgresQuery):
             # libpq would send what is before it.
             raise DataError("a query cannot hold a NUL character")
         if vars is None:
-            self.query = text
-            self.params = self.formats = None
-            self.types = ()
+            self._send_as_it_is(text)
             return
         self._template = self.cut(text)
         self.dump(vars)
@@ -82,9 +80,7 @@ class LiteralQuery(PostgresQuery):
     def dump(self, vars: Params | None) -> None:  # noqa: A002
         """Put other parameters into the query that was read last."""
         if isinstance(vars, Written):
-            self.query = vars.text
-            self.params = self.formats = None
-            self.types = ()
+            self._send_as_it_is(vars.text)
             return
         params: list[Buffer | None] = []
         types: list[int] = []
@@ -107,6 +103,11 @@ class LiteralQuery(PostgresQuery):
         self.params = params or None
         self.types = tuple(types)
         self.formats = formats or None
+
+    def _send_as_it_is(self, text: bytes) -> None:
+        self.query = text
+        self.params = self.formats = None
+        self.types = ()
 
     @abstractmethod
     def batches(self, text: bytes, params_seq: Iterable[Params], /) -> Iterable[Params]:
@@ -265,9 +266,8 @@ class GuardedCursor(TrioCursor[Row]):
         params_seq: Iterable[Params],
         returning: bool,  # noqa: FBT001
     ) -> PQGen[None]:
-        if not (returning or self.binds_on_server):
-            params_seq = self._batches(query, params_seq)
-        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
+        batches = self._batches(query, params_seq, returning)
+        yield from super()._executemany_gen_pipeline(query, batches, returning)
 
     def _executemany_gen_no_pipeline(
         self,
@@ -275,11 +275,18 @@ class GuardedCursor(TrioCursor[Row]):
         params_seq: Iterable[Params],
         returning: bool,  # noqa: FBT001
     ) -> PQGen[None]:
-        if not (returning or self.binds_on_server):
-            params_seq = self._batches(query, params_seq)
-        yield from super()._executemany_gen_no_pipeline(query, params_seq, returning)
+        batches = self._batches(query, params_seq, returning)
+        yield from super()._executemany_gen_no_pipeline(query, batches, returning)
 
-    def _batches(self, query: Query, params_seq: Iterable[Params]) -> Iterator[Params]:
+    def _batches(
+        self,
+        query: Query,
+        params_seq: Iterable[Params],
+        returning: bool,  # noqa: FBT001
+    ) -> Iterator[Params]:
+        if returning or self.binds_on_server:
+            yield from params_seq
+            return
         # A generator: it begins when there is a transformer for this query.
         text = _as_bytes(query, self._tx, with_params=True)
         yield from self.literal_query(self._tx).batches(text, params_seq)

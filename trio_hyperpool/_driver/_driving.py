@@ -132,10 +132,10 @@ class DrivenConnection(LendableConnection[Row]):
 
     async def _let_others_run(self) -> None:
         await checkpoint()
-        # One of them may have taken the connection away, and nobody was told: only a
-        # task that waits for the socket is.
+        # One of them may have taken the connection away, of which trio tells only who
+        # waits for the socket.
         if self._turns.ended is not None or self.pgconn.status == BAD:
-            raise self._turns.lost()
+            raise trio.ClosedResourceError
 
     async def _wait_timed(
         self, gen: PQGen[T], fd: int, interval: float | None, limit: float | None

@@ -196,8 +196,7 @@ class LendableConnection(AsyncConnection[Row]):
         if pgconn.transaction_status != IDLE or link.is_doomed:
             return False
         try:
-            poller = link.poller
-            if not (self._is_readable() if poller is None else poller.poll(0)):
+            if not self._is_readable():
                 return True
             pgconn.consume_input()
             pgconn.is_busy()
