@@ -63,11 +63,14 @@ def drivers(session: nox.Session, psycopg: str) -> None:
     The lowest version of whatever else is required has its turn with the lowest psycopg.
     """
     requirements = PYPROJECT["project"]["dependencies"]
+    optional = PYPROJECT["project"]["optional-dependencies"]
     extras = "binary,hyperd"
     env = INSTALLED
     patterns = ["test_driver*.py", "test_hyper_*.py"]
     if psycopg == "lowest":
-        requirements = lowest("arrow", "cli", "hyperd")
+        requirements = lowest(
+            requirements, *(optional[extra] for extra in ("arrow", "cli", "hyperd"))
+        )
         patterns += [f"test_{name}.py" for name in ("arrow", "cli", "timeline", "top")]
     elif psycopg == "pure":
         if find_library("pq") is None:
@@ -77,28 +80,27 @@ def drivers(session: nox.Session, psycopg: str) -> None:
     session.install(f".[{extras}]", *requirements, "--group", "tests")
     if psycopg == "lowest":
         # Not low enough for what the example's tests require.
-        session.install("--no-deps", *lowest("timeline")[-1:])
+        session.install("--no-deps", *lowest(optional["timeline"]))
     found = {path for pattern in patterns for path in Path("tests").glob(pattern)}
     run_tests(
         session, "coverage", "run", "-m", "pytest", *sorted(map(str, found)), env=env
     )
     if psycopg == "lowest":
         # Its tests compare with newer conventions: enough that it can be counted with.
-        (api,) = lowest("otel")[-1:]
+        (api,) = lowest(optional["otel"])
         session.install(api, api.replace("-api", "-sdk"))
         session.run(
             "python", "benchmarks/telemetry.py", "--turns=1", "--leases=10", env=env
         )
 
 
-def lowest(*extras: str) -> list[str]:
-    """The lower bounds of what the package and these of its extras require."""
-    project = PYPROJECT["project"]
-    required = [
-        *project["dependencies"],
-        *(each for extra in extras for each in project["optional-dependencies"][extra]),
+def lowest(*required: list[str]) -> list[str]:
+    """The lower bounds of what is required."""
+    return [
+        re.split("[,;]", each)[0].replace(">=", "==")
+        for requirements in required
+        for each in requirements
     ]
-    return [re.split("[,;]", each)[0].replace(">=", "==") for each in required]
 
 
 @nox.session

@@ -24,6 +24,7 @@ import tableauhyperapi as hyper
 import trio
 
 from trio_hyperpool import CreateMode, HyperConnection, open_hyperd, open_pool
+from trio_hyperpool._endpoint import parse_endpoint
 from trio_hyperpool.arrow import fetch_arrow, insert_arrow
 
 SCHEMA = {
@@ -214,10 +215,8 @@ async def main() -> None:
             open_pool(server.endpoint, path, create_mode=CreateMode.CREATE) as pool,
             pool.lease() as connection,
         ):
-            host, _, port = server.endpoint.removeprefix("tab.domain://").partition(
-                "/domain/.s.PGSQL."
-            )
-            conninfo = {"host": host, "port": port, "dbname": path, "user": server.user}
+            where = parse_endpoint(server.endpoint).conninfo()
+            conninfo = {**where, "dbname": path, "user": server.user}
             bulk = Bulk(connection, conninfo, options.rows)
             await bulk.prepare()
             print(

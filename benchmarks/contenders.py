@@ -24,7 +24,7 @@ CROWD = 10_000
 PATIENCE = 20.0
 """Seconds for which a lease after a restart is waited for."""
 
-LONG_QUERY = (
+MINUTES = (
     "SELECT count(*) FROM generate_series(1::bigint, 3000000) a(x), "
     "generate_series(1::bigint, 3000000) b(y) WHERE (x * y) % 7 = 3"
 )
@@ -379,7 +379,7 @@ async def cancel_trio_hyperpool(job: Job) -> None:
                 with trio.CancelScope() as scope:
                     scope.deadline = trio.current_time() + 0.2
                     started = time.perf_counter() + 0.2
-                    await connection.execute(LONG_QUERY)
+                    await connection.execute(MINUTES)
                 await connection.execute("SELECT 1")
                 say((time.perf_counter() - started) * 1e3)
 
@@ -393,7 +393,7 @@ async def cancel_stock_psycopg(job: Job) -> None:
             started = time.perf_counter() + 0.2
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
-                    await connection.execute(LONG_QUERY)
+                    await connection.execute(MINUTES)
             await connection.execute("SELECT 1")
             say((time.perf_counter() - started) * 1e3)
 

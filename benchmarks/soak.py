@@ -27,6 +27,7 @@ from typing import Any, cast
 
 import psycopg
 import trio
+from contenders import MINUTES
 
 from trio_hyperpool import (
     CreateMode,
@@ -44,11 +45,6 @@ MAX_SIZE = 8
 MAX_LEASE = 0.5
 GROWTH = 8.0
 """Megabytes that memory may differ by between its two halves' ends."""
-
-MINUTES = (
-    "SELECT count(*) FROM generate_series(1::bigint, 3000000) a(x), "
-    "generate_series(1::bigint, 3000000) b(y) WHERE (x * y) % 7 = 3"
-)
 
 
 class Server:

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests._scripts import ROOT, load
+
 FOLDER = ROOT / "benchmarks"
 PAGE = (ROOT / "docs" / "performance.md").read_text()
 
 
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A script as a module, which may import its neighbours."""
+@pytest.fixture(autouse=True)
+def _neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script may import those beside it."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    path, name = FOLDER / f"{name}.py", f"measured_{name}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
 
 
-def test_everybody_who_is_to_be_measured_can_be(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    contenders = load("contenders", monkeypatch)
-    leases = load("leases", monkeypatch)
+def test_everybody_who_is_to_be_measured_can_be() -> None:
+    contenders, leases = load("benchmarks/contenders.py"), load("benchmarks/leases.py")
     for case in leases.CASES:
         for who in (leases.OURS, *case.goals):
             assert f"{case.measure}_{who}" in contenders.RUNS
             assert who == leases.OURS or who in leases.WORDS
 
 
-def test_a_table_takes_its_place_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmarks = load("__main__", monkeypatch)
+def test_a_table_takes_its_place_on_the_page() -> None:
+    benchmarks = load("benchmarks/__main__.py")
     for name in benchmarks.NAMES:
         assert (FOLDER / f"{name}.py").exists()
         changed = benchmarks.written(PAGE, name, "| a new table |")

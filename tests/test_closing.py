@@ -19,9 +19,9 @@ from tests._invariants import (
     run,
     settle,
 )
-from trio_hyperpool import LeaseRevokedError, PoolClosedError, open_pool
+from trio_hyperpool import LeaseRevokedError, Pool, PoolClosedError, open_pool
 from trio_hyperpool._upkeep import Upkeep
-from trio_hyperpool.testing import FakeConnector, Gate
+from trio_hyperpool.testing import FakeConnection, FakeConnector, Gate
 
 # In order, each step bounded
 
@@ -165,17 +165,18 @@ async def test_a_lease_that_never_ends_does_not_delay_the_close(
         nursery.cancel_scope.cancel()
 
 
+async def borrow_and_leave_a_transaction(pool: Pool[FakeConnection]) -> None:
+    async with pool.lease() as connection:
+        connection.begin()
+        await trio.sleep(2)
+
+
 async def test_a_dirty_connection_that_comes_back_in_the_grace_ends_politely(
     autojump_clock: MockClock,
 ) -> None:
-    async def borrow() -> None:
-        async with pool.lease() as connection:
-            connection.begin()
-            await trio.sleep(2)
-
     connector = FakeConnector(close=Gate.slow(1))
     async with trio.open_nursery() as nursery, fake_pool(connector) as pool:
-        nursery.start_soon(borrow)
+        nursery.start_soon(borrow_and_leave_a_transaction, pool)
         await wait_all_tasks_blocked()
     assert pool.statistics().retired == {"pool closed": 1}
     assert not connector.clean_gate.calls
@@ -185,15 +186,10 @@ async def test_a_dirty_connection_that_comes_back_in_the_grace_ends_politely(
 async def test_its_farewell_does_not_keep_the_idle_ones_waiting(
     autojump_clock: MockClock,
 ) -> None:
-    async def borrow() -> None:
-        async with pool.lease() as connection:
-            connection.begin()
-            await trio.sleep(2)
-
     connector = FakeConnector(close=Gate.slow(1))
     async with trio.open_nursery() as nursery, fake_pool(connector) as pool:
         await assert_all_places_work(pool)
-        nursery.start_soon(borrow)
+        nursery.start_soon(borrow_and_leave_a_transaction, pool)
         await wait_all_tasks_blocked()
     assert trio.current_time() == 3
 

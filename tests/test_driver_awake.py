@@ -10,6 +10,7 @@ import psycopg
 import pytest
 import trio
 
+from tests._wire import MINUTES
 from trio_hyperpool import LeaseEndedError
 from trio_hyperpool._driver import TrioConnection, _driving
 from trio_hyperpool._driver._waiting import (
@@ -17,11 +18,6 @@ from trio_hyperpool._driver._waiting import (
     MOST_PROMPT,
     PROMPT,
     Promptness,
-)
-
-LONG = (
-    "SELECT count(*) FROM generate_series(1::bigint, 3000000) a(x), "
-    "generate_series(1::bigint, 3000000) b(y) WHERE (x * y) % 7 = 3"
 )
 
 
@@ -89,7 +85,7 @@ async def test_one_that_does_not_come_is_waited_for_asleep(
 ) -> None:
     monkeypatch.setattr(_driving, "_ALONE", math.inf)
     with trio.move_on_after(0.5) as scope:
-        await conn.execute(LONG)
+        await conn.execute(MINUTES)
     assert scope.cancelled_caught
     assert not conn._link.promptness.is_expected
     assert await conn.fetch_value("SELECT 42") == 42
@@ -101,7 +97,7 @@ async def test_nobody_stays_awake_where_others_have_work(
     monkeypatch.setattr(_driving, "PROMPT", math.inf)
     monkeypatch.setattr(_driving, "_ALONE", -math.inf)
     with trio.move_on_after(0.1) as scope:
-        await conn.execute(LONG)
+        await conn.execute(MINUTES)
     assert scope.cancelled_caught
     assert await conn.fetch_value("SELECT 42") == 42
 
@@ -111,7 +107,7 @@ async def test_a_query_that_is_waited_for_awake_can_be_cancelled(
     conn: TrioConnection[Any],
 ) -> None:
     with trio.move_on_after(0.1) as scope:
-        await conn.execute(LONG)
+        await conn.execute(MINUTES)
     assert scope.cancelled_caught
     assert conn.cancelled_queries == 1
     assert await conn.fetch_value("SELECT 42") == 42
@@ -125,7 +121,7 @@ async def test_a_view_that_ends_meanwhile_raises_and_reads_no_more(
 
     async def use() -> None:
         with pytest.raises(LeaseEndedError):
-            await view.execute(LONG)
+            await view.execute(MINUTES)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(use)
@@ -141,7 +137,7 @@ async def test_a_connection_that_is_closed_meanwhile_says_so(
 ) -> None:
     async def use() -> None:
         with pytest.raises(psycopg.OperationalError, match="is closed"):
-            await conn.execute(LONG)
+            await conn.execute(MINUTES)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(use)

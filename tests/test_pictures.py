@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+from tests._scripts import ROOT, load
+
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.slow
 def test_the_life_of_a_connection_is_drawn_as_it_is() -> None:
-    spec = importlib.util.spec_from_file_location("life", DOCS / "pictures" / "life.py")
-    assert spec is not None
-    assert spec.loader is not None
-    life = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(life)
+    life = load("docs/pictures/life.py")
     source = (DOCS / "pictures" / "life.dot").read_text()
     drawn = {
         (life.GONE if was == "start" else was, fact, is_now)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests._scripts import load
 from trio_hyperpool import CreateMode, open_pool
 
 SCALE = 0.01
@@ -20,14 +19,7 @@ PLACES = Decimal("0.000001")
 
 @pytest.fixture(scope="module")
 def tpch() -> Any:
-    path = Path(__file__).parents[1] / "benchmarks" / "tpch.py"
-    spec = importlib.util.spec_from_file_location("tpch", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there for where they are
-    spec.loader.exec_module(module)
-    return module
+    return load("benchmarks/tpch.py")
 
 
 @pytest.fixture(scope="module")
