@@ -524,7 +524,8 @@ async def test_the_caller_settles_how_doubles_are_sent(
 ) -> None:
     told = {**hyperd.conninfo, "dbname": "", "options": "-c extra_float_digits=0"}
     connecting = (
-        HyperConnection.connect(make_conninfo("", **told))
+        # An option of None is one that was not given.
+        HyperConnection.connect(make_conninfo("", **told), options=None)
         if is_string
         else HyperConnection.connect(**told)
     )
