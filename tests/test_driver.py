@@ -1250,6 +1250,21 @@ async def test_prefer_standby_and_load_balancing_are_understood(
 async def test_a_bad_connection_string_is_refused() -> None:
     with pytest.raises(psycopg.ProgrammingError):
         await TrioConnection.connect("nonsense=1")
+    with pytest.raises(psycopg.ProgrammingError, match='option "nonsense"'):
+        await TrioConnection.connect(nonsense="1")
+
+
+async def test_parameters_of_a_connection_may_hold_any_character(
+    conninfo: dict[str, str],
+) -> None:
+    name = r"it's a \ 'name' = \' "
+    conn = await TrioConnection.connect(**conninfo, application_name=name, options=None)
+    async with conn:
+        assert conn.info.get_parameters()["application_name"] == name
+    with pytest.raises(psycopg.OperationalError, match="no such"):
+        await TrioConnection.connect(
+            "dbname=other", **{**conninfo, "dbname": "no such"}
+        )
 
 
 # Transactions

@@ -103,10 +103,6 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "AsyncConnection._connect_gen": lambda: is_generator(
         CONNECTION._connect_gen, "dbname=x"
     ),
-    "AsyncConnection._get_connection_params": lambda: (
-        inspect.iscoroutinefunction(CONNECTION._get_connection_params)
-        and takes(CONNECTION._get_connection_params, "dbname=x", user="y")
-    ),
     "AsyncConnection._exec_command": lambda: is_generator(
         CONNECTION._exec_command, None, b"COMMIT"
     ),
@@ -184,6 +180,9 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "_conninfo_utils.split_attempts": lambda: (
         _conninfo_utils.split_attempts({"host": "a,b", "port": "1,2"})
         == [{"host": "a", "port": "1"}, {"host": "b", "port": "2"}]
+    ),
+    "conninfo._param_escape": lambda: (
+        conninfo._param_escape("it's a \\") == r"'it\'s a \\'"
     ),
     "conninfo.timeout_from_conninfo": lambda: (
         conninfo.timeout_from_conninfo({"connect_timeout": "7"}) == 7

@@ -4,13 +4,12 @@ These names are not psycopg's public API. They are used here only, but for what
 converts lists:
 
 * `AsyncConnection`: ``_adapters``, ``_autocommit``, ``_check_connection_ok``,
-  ``_closed``, ``_connect_gen``, ``_exec_command``, ``_get_connection_params``,
-  ``_notice_handler``, ``_notice_handlers``, ``_notifies_backlog``,
-  ``_notify_handler``, ``_notify_handlers``, ``_num_transactions``, ``_pipeline``,
-  ``_pipeline_nolock``, ``_prepared.clear``, ``_prepared.prepare_threshold``,
-  ``_prepared.prepared_max``, ``_rollback_gen``, ``_should_cancel``, ``_try_cancel``;
-  and, as everything that is sent goes through the one, holding the other: ``wait``,
-  ``lock``
+  ``_closed``, ``_connect_gen``, ``_exec_command``, ``_notice_handler``,
+  ``_notice_handlers``, ``_notifies_backlog``, ``_notify_handler``,
+  ``_notify_handlers``, ``_num_transactions``, ``_pipeline``, ``_pipeline_nolock``,
+  ``_prepared.clear``, ``_prepared.prepare_threshold``, ``_prepared.prepared_max``,
+  ``_rollback_gen``, ``_should_cancel``, ``_try_cancel``; and,
+  as everything that is sent goes through the one, holding the other: ``wait``, ``lock``
 * `AsyncTransaction`: ``_conn``, ``_enter_gen``, ``_exit_gen``, ``_outer_transaction``
 * `AsyncPipeline`: ``_conn``, ``_enqueue_sync``, ``_enter_gen``, ``_exit``,
   ``_exit_gen``, ``_lock``, ``_no_lock``, ``_process_results``, ``_sync_gen``,
@@ -31,7 +30,7 @@ converts lists:
 * `adapt.RecursiveDumper`: ``_tx``
 * `adapt.RecursiveLoader`: ``_tx``
 * `adapt.Transformer`: ``as_literal``, ``get_dumper``, ``get_loader``, ``set_pgresult``
-* `conninfo`: ``timeout_from_conninfo``
+* `conninfo`: ``_param_escape``, ``timeout_from_conninfo``
 * `errors`: ``_WaitTimeout``, from psycopg 3.3
 * `generators`: ``copy_to``, ``execute``, ``fetch``, ``send``
 * `waiting`: ``Ready``, ``Wait``

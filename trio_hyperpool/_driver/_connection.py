@@ -10,8 +10,9 @@ from typing import Any, Final, Self, cast
 
 import psycopg
 from psycopg import AsyncCursor, AsyncPipeline, AsyncTransaction, errors, pq
-from psycopg.abc import AdaptContext, ConnParam, Params, PQGen, Query
+from psycopg.abc import AdaptContext, ConnDict, ConnParam, Params, PQGen, Query
 from psycopg.adapt import AdaptersMap
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import AsyncRowFactory, Row, scalar_row, tuple_row
 from trio.lowlevel import enable_ki_protection
 
@@ -68,7 +69,10 @@ class TrioConnection(DrivenConnection[Row]):
         Raises:
             psycopg.OperationalError: if no server could be reached, or all refused.
         """
-        params = await cls._get_connection_params(conninfo, **kwargs)
+        # Without a string there is nothing to read, which libpq takes its time for.
+        params: ConnDict = {k: v for k, v in kwargs.items() if v is not None}
+        if conninfo:
+            params = conninfo_to_dict(conninfo, **params)
         connection: Self = await first_to_connect(params, cls._connect_gen)
         connection._autocommit = bool(autocommit)
         if row_factory is not None:

@@ -6,12 +6,13 @@ import select
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Final, Self
 from weakref import ref
 
 import psycopg
 import trio
-from psycopg import AsyncConnection, pq
+from psycopg import AsyncConnection, Notify, pq
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
 from trio.lowlevel import enable_ki_protection
@@ -32,7 +33,6 @@ _OF_ONE_VIEW: Final = (
     "_closed",
     "_pipeline",
     "_num_transactions",
-    "_notifies_backlog",
 )
 
 
@@ -48,6 +48,7 @@ class LendableConnection(AsyncConnection[Row]):
     ) -> None:
         self._template: AdaptersMap | None = None
         super().__init__(pgconn, row_factory)
+        del self._notifies_backlog
         self._link = link = Link(self)
         self._turns = ViewTurns(pgconn, link)
         self.lock: ViewTurns = self._turns  # type: ignore[assignment]  # all that psycopg wants of one
@@ -81,7 +82,7 @@ class LendableConnection(AsyncConnection[Row]):
         attributes["_own_adapters"] = None
         attributes["_notice_handlers"] = self._notice_handlers[:]
         attributes["_notify_handlers"] = self._notify_handlers[:]
-        attributes["_notifies_backlog"] = deque()
+        attributes.pop("_notifies_backlog", None)
         view.__dict__ = attributes
         link.target = ref(view)
         return view
@@ -122,6 +123,7 @@ class LendableConnection(AsyncConnection[Row]):
         handlers = [*view._notice_handlers], [*view._notify_handlers]
         self.__dict__.update(view.__dict__)
         self.__dict__.update(kept)
+        self.__dict__.pop("_notifies_backlog", None)
         self._adapters = AdaptersMap(adapters) if adapters else None  # pyright: ignore[reportIncompatibleVariableOverride]
         self._notice_handlers, self._notify_handlers = handlers
         self._remember_settings()
@@ -146,6 +148,11 @@ class LendableConnection(AsyncConnection[Row]):
     @_adapters.setter
     def _adapters(self, value: AdaptersMap | None) -> None:
         self._own_adapters = value
+
+    @cached_property
+    def _notifies_backlog(self) -> deque[Notify]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]  # both can be set
+        # Most connections are never notified of anything; empty, it takes 760 bytes.
+        return deque()
 
     def _check_connection_ok(self) -> None:
         if (ended := self._turns.ended) is not None:
