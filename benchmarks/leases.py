@@ -41,6 +41,7 @@ WORDS = {
     "asyncpg": "asyncpg's pool on asyncio",
     "stock_psycopg": "a psycopg connection on asyncio",
     "one_connect": "one connect",
+    "pgbench": "`pgbench`, in C: no pool, one thread",
 }
 
 
@@ -81,13 +82,18 @@ CASES = [
     ),
     Case(
         f"{SELECT}, Hyper",
-        {"by_hand": 0.65, "psycopg_pool": 0.9, "asyncio_connector": None},
+        {
+            "by_hand": 0.65,
+            "psycopg_pool": 0.9,
+            "asyncio_connector": None,
+            "pgbench": None,
+        },
         leases=1_500,
         query="SELECT 1",
     ),
     Case(
         f"the same, 64 tasks {SIXTEEN}",
-        {"by_hand": 0.28, "psycopg_pool": 0.6},
+        {"by_hand": 0.28, "psycopg_pool": 0.6, "pgbench": None},
         tasks=64,
         leases=3_200,
         query="SELECT 1",
@@ -99,6 +105,7 @@ CASES = [
             "psycopg_pool": 0.9,
             "asyncpg": 0.6,
             "asyncio_connector": None,
+            "pgbench": None,
         },
         server="PostgreSQL",
         leases=1_500,
@@ -106,7 +113,7 @@ CASES = [
     ),
     Case(
         f"the same, 64 tasks {SIXTEEN}",
-        {"by_hand": 0.28, "psycopg_pool": 0.6, "asyncpg": 0.65},
+        {"by_hand": 0.28, "psycopg_pool": 0.6, "asyncpg": 0.65, "pgbench": None},
         server="PostgreSQL",
         tasks=64,
         leases=3_200,

@@ -1258,13 +1258,12 @@ async def test_parameters_of_a_connection_may_hold_any_character(
     conninfo: dict[str, str],
 ) -> None:
     name = r"it's a \ 'name' = \' "
-    conn = await TrioConnection.connect(**conninfo, application_name=name, options=None)
-    async with conn:
+    given: dict[str, Any] = {**conninfo, "application_name": name, "options": None}
+    async with await TrioConnection.connect(**given) as conn:
         assert conn.info.get_parameters()["application_name"] == name
+    given["dbname"] = "no such"
     with pytest.raises(psycopg.OperationalError, match="no such"):
-        await TrioConnection.connect(
-            "dbname=other", **{**conninfo, "dbname": "no such"}
-        )
+        await TrioConnection.connect("dbname=other", **given)
 
 
 # Transactions

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from tests._invariants import (
     FakePool,
@@ -62,6 +63,75 @@ async def test_a_newcomer_does_not_overtake_who_was_granted_a_place(
         # The waiter has the place and has not run yet.
         await borrow("newcomer")
         assert order == ["waiter", "newcomer"]
+
+
+class _Turns(trio.abc.Instrument):
+    """Counts how often each task had its turn."""
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count[task.name] += 1
+
+
+async def test_whoever_has_to_wait_behind_others_is_parked_in_its_first_turn(
+    autojump_clock: MockClock,
+) -> None:
+    turns = _Turns()
+    trio.lowlevel.add_instrument(turns)
+    async with fake_pool(max_size=1) as pool, trio.open_nursery() as nursery:
+        async with pool.lease():
+            for name in ("first", "second"):
+                nursery.start_soon(hold, pool, 0, name=name)
+                await wait_all_tasks_blocked()
+            assert pool.statistics().waiting == 2
+        assert turns.count["first"] == 2
+        assert turns.count["second"] == 1
+    trio.lowlevel.remove_instrument(turns)
+
+
+@pytest.mark.parametrize("patience", [0, 1, math.inf])
+async def test_entering_is_a_checkpoint_while_others_are_about_to_have_their_place(
+    autojump_clock: MockClock, patience: float
+) -> None:
+    async with fake_pool(max_size=2) as pool, trio.open_nursery() as nursery:
+        async with pool.lease(), pool.lease():
+            nursery.start_soon(hold, pool, 0)
+            await wait_all_tasks_blocked()
+        # One place is promised to the waiter, who has not run yet, and one is free.
+        assert pool.statistics().waiting == 1
+        with assert_checkpoints():
+            lease = pool.lease(wait_timeout=patience)
+            await lease.__aenter__()
+        await lease.__aexit__(None, None, None)
+
+
+async def test_to_be_refused_in_a_crowd_is_a_checkpoint(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        fake_pool(max_size=1, max_waiting=1) as pool,
+        trio.open_nursery() as nursery,
+        pool.lease(),
+    ):
+        nursery.start_soon(hold, pool, 0)
+        await wait_all_tasks_blocked()
+        for timeout, error in ((0, PoolTimeoutError), (1, PoolSaturatedError)):
+            with assert_checkpoints(), pytest.raises(error):
+                await pool.lease(wait_timeout=timeout).__aenter__()
+        assert pool.statistics().waiting == 1
+
+
+async def test_to_be_refused_by_the_queue_one_stopped_is_a_checkpoint(
+    autojump_clock: MockClock,
+) -> None:
+    async with fake_pool() as pool, trio.open_nursery() as nursery, pool.quiesce():
+        nursery.start_soon(hold, pool, 0)
+        await wait_all_tasks_blocked()
+        assert pool.statistics().waiting == 1
+        with assert_checkpoints(), pytest.raises(PoolDeadlockError):
+            await pool.lease().__aenter__()
 
 
 async def test_a_newcomer_does_not_overtake_the_queue_for_an_opener_to_spare(

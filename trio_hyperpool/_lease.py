@@ -80,11 +80,14 @@ class Lease(Generic[ConnectionT]):
         record = supply.record
         if record.instruments:
             record.requested(self, asked_at)
+        queue = supply.queue
         try:
-            await checkpoint()
+            # To be parked in the queue is a checkpoint, and one is enough.
+            if not (queue.waiting and queue.parks(self, self._wait_timeout)):
+                await checkpoint()
             slot = supply.claim(self)
             if slot is QUEUE:
-                permit = await supply.queue.wait(self, self._wait_timeout)
+                permit = await queue.wait(self, self._wait_timeout)
                 slot = supply.place(self, permit)
             if slot is SEEKERS:
                 slot = await self._seek()

@@ -110,6 +110,15 @@ class TokenQueue:
             self._limiter.total_tokens = 0 if self.is_paused else self.max_size
         self.look_for_deadlock()
 
+    def parks(self, lease: QueueingLease, timeout: float) -> bool:
+        """Whether a lease that asks now is neither served nor refused at once."""
+        return (
+            self._limiter.available_tokens <= 0
+            and timeout > 0
+            and self.waiting < self._config.max_waiting
+            and self.paused_by is not lease.task
+        )
+
     async def wait(
         self,
         lease: QueueingLease,
