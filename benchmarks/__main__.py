@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
-NAMES = ("leases", "bulk", "tpch", "telemetry")
+NAMES = ("leases", "instructions", "bulk", "tpch", "telemetry")
 
 
 def printed(name: str, arguments: list[str]) -> str:

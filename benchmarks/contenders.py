@@ -17,7 +17,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-ROUNDS = 5
 SIZE = 16
 MANY = 200
 CROWD = 10_000
@@ -43,6 +42,7 @@ class Job:
     leases: int = 1
     query: str = ""
     params: list[Any] = field(default_factory=list)
+    rounds: int = 5
 
     @property
     def each(self) -> int:
@@ -96,7 +96,7 @@ async def race(loop: Loop, job: Job) -> None:
     """Time rounds of so many tasks in trio."""
     import trio
 
-    for _ in range(ROUNDS):
+    for _ in range(job.rounds):
         started = time.perf_counter()
         async with trio.open_nursery() as nursery:
             for _ in range(job.tasks):
@@ -105,7 +105,7 @@ async def race(loop: Loop, job: Job) -> None:
 
 
 async def race_in_asyncio(loop: Loop, job: Job) -> None:
-    for _ in range(ROUNDS):
+    for _ in range(job.rounds):
         started = time.perf_counter()
         await asyncio.gather(*(loop() for _ in range(job.tasks)))
         say((time.perf_counter() - started) / job.leases * 1e6)
@@ -142,6 +142,18 @@ async def lease_capacity_limiter(job: Job) -> None:
         for _ in range(job.each):
             async with limiter:
                 pass
+
+    await race(loop, job)
+
+
+@in_trio
+async def lease_checkpoint(job: Job) -> None:
+    """What entering a block costs anybody who keeps trio's rules."""
+    import trio
+
+    async def loop() -> None:
+        for _ in range(job.each):
+            await trio.lowlevel.checkpoint()
 
     await race(loop, job)
 
@@ -296,7 +308,7 @@ def lease_pgbench(job: Job) -> None:
             "--transactions": str(job.leases // clients),
         }
         arguments = [word for option in options.items() for word in option]
-        for _ in range(ROUNDS):
+        for _ in range(job.rounds):
             done = subprocess.run(
                 [program, "--no-vacuum", *arguments, make_conninfo(**job.conninfo)],
                 check=True,
@@ -337,7 +349,7 @@ async def in_full_use(pool: Any, size: int, query: str = "") -> None:
 
 @in_trio
 async def opening_trio_hyperpool(job: Job) -> None:
-    for _ in range(ROUNDS):
+    for _ in range(job.rounds):
         started = time.perf_counter()
         async with our_pool(job) as pool:
             await in_full_use(pool, SIZE)
@@ -346,7 +358,7 @@ async def opening_trio_hyperpool(job: Job) -> None:
 
 @in_asyncio
 async def opening_psycopg_pool(job: Job) -> None:
-    for _ in range(ROUNDS):
+    for _ in range(job.rounds):
         started = time.perf_counter()
         async with their_pool(job):
             say((time.perf_counter() - started) * 1e3)
@@ -411,7 +423,7 @@ async def cancel_trio_hyperpool(job: Job) -> None:
     import trio
 
     async with our_pool(job) as pool:
-        for _ in range(ROUNDS):
+        for _ in range(job.rounds):
             async with pool.lease() as connection:
                 with trio.CancelScope() as scope:
                     scope.deadline = trio.current_time() + 0.2
@@ -426,7 +438,7 @@ async def cancel_stock_psycopg(job: Job) -> None:
     import psycopg
 
     async with await psycopg.AsyncConnection.connect(**job.stock) as connection:
-        for _ in range(ROUNDS):
+        for _ in range(job.rounds):
             started = time.perf_counter() + 0.2
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):

@@ -36,6 +36,7 @@ WORDS = {
     "psycopg_pool": "psycopg_pool on asyncio",
     "psycopg_pool_checked": "the same with `SELECT 1` at every checkout",
     "capacity_limiter": "a bare `CapacityLimiter`",
+    "checkpoint": "a bare checkpoint",
     "asyncio_connector": "the same pool, over `AsyncioConnector`",
     "by_hand": "psycopg by trio-asyncio, behind a limiter",
     "asyncpg": "asyncpg's pool on asyncio",
@@ -61,6 +62,12 @@ class Case:
     params: list[Any] = field(default_factory=list)
     slack: dict[str, float] = field(default_factory=dict)
     """What ours may take beyond that."""
+
+    def on(self, servers: dict[str, Job]) -> Job:
+        """What each contender is to do."""
+        names = ("measure", "tasks", "leases", "query", "params")
+        parts = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(servers[self.server], **parts)
 
 
 SIXTEEN = "on 16 connections"
@@ -273,13 +280,7 @@ async def main() -> None:
         print("| what | rival | ours | rival's | ours / rival's (spread) | goal |")
         print("|---|---|---|---|---|---|", flush=True)
         for case in cases:
-            job = dataclasses.replace(
-                where[case.server],
-                **{
-                    name: getattr(case, name)
-                    for name in ("measure", "tasks", "leases", "query", "params")
-                },
-            )
+            job = case.on(where)
             # Who never comes back takes its 20 seconds each time.
             turns = (
                 min(options.turns, 3) if case.measure == "restart" else options.turns

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from shutil import which
 
 import pytest
+import trio
 
 from tests._scripts import ROOT, load
 
@@ -22,7 +24,8 @@ def _neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everybody_who_is_to_be_measured_can_be() -> None:
     contenders, leases = load("benchmarks/contenders.py"), load("benchmarks/leases.py")
-    for case in leases.CASES:
+    instructions = load("benchmarks/instructions.py")
+    for case in leases.CASES + instructions.CASES:
         for who in (leases.OURS, *case.goals):
             assert f"{case.measure}_{who}" in contenders.RUNS
             assert who == leases.OURS or who in leases.WORDS
@@ -61,3 +64,13 @@ def test_a_comparison_ends_in_a_row_with_a_verdict(case: str) -> None:
     assert row.startswith(f"| {case}")
     assert row.count("|") == 7
     assert row.endswith(("met |", "missed** |"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("valgrind") is None, reason="valgrind is not installed")
+def test_more_rounds_take_more_instructions() -> None:
+    contenders = load("benchmarks/contenders.py")
+    instructions = load("benchmarks/instructions.py")
+    job = contenders.Job("lease", {}, "", leases=100)
+    thousands = trio.run(instructions.each, "checkpoint", job)
+    assert 1 < thousands < 1_000
