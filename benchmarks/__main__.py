@@ -12,10 +12,22 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import which
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 NAMES = ("leases", "instructions", "bulk", "tpch", "telemetry")
+PROGRAMS = {"instructions": "valgrind"}
+"""What some of them need that pip does not install."""
+
+
+def can_run(name: str) -> bool:
+    """Whether what it needs is there; if not, that is printed."""
+    program = PROGRAMS.get(name)
+    if program is None or which(program):
+        return True
+    print(f"{name}: left out, as {program} is not installed")
+    return False
 
 
 def printed(name: str, arguments: list[str]) -> str:
@@ -55,7 +67,7 @@ def main() -> None:
     turns = [] if options.turns is None else [f"--turns={options.turns}"]
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"{', '.join(unknown)}: not one of {', '.join(NAMES)}")
-    for name in options.names or NAMES:
+    for name in options.names or filter(can_run, NAMES):
         text = printed(name, turns)
         PAGE.write_text(written(PAGE.read_text(), name, text))
 

@@ -45,6 +45,17 @@ def test_a_table_takes_its_place_on_the_page() -> None:
         benchmarks.written(PAGE, "nothing", "")
 
 
+def test_what_is_not_installed_keeps_nobody_else_from_being_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmarks = load("benchmarks/__main__.py")
+    monkeypatch.setenv("PATH", "")
+    assert [*filter(benchmarks.can_run, benchmarks.NAMES)] == [
+        name for name in benchmarks.NAMES if name != "instructions"
+    ]
+    assert "valgrind is not installed" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.hyperd
 @pytest.mark.parametrize("case", ["opening", "from cancelling"])

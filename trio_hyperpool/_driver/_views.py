@@ -48,7 +48,7 @@ class LendableConnection(AsyncConnection[Row]):
     ) -> None:
         self._template: AdaptersMap | None = None
         super().__init__(pgconn, row_factory)
-        del self._notifies_backlog
+        del self._notifies_backlog  # until it is needed
         self._link = link = Link(self)
         self._turns = ViewTurns(pgconn, link)
         self.lock: ViewTurns = self._turns  # type: ignore[assignment]  # all that psycopg wants of one
@@ -72,7 +72,7 @@ class LendableConnection(AsyncConnection[Row]):
         Not async, and takes about a microsecond.
         """
         view = object.__new__(type(self))
-        # A copy and eight changes take a third of the time of one display.
+        # A copy and its changes take a third of the time of one display.
         attributes = self.__dict__.copy()
         link = self._link
         attributes["lock"] = attributes["_turns"] = ViewTurns(self.pgconn, link)
