@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from shutil import which
 
 import pytest
-import trio
 
 from tests._scripts import ROOT, load
 
@@ -75,13 +73,3 @@ def test_a_comparison_ends_in_a_row_with_a_verdict(case: str) -> None:
     assert row.startswith(f"| {case}")
     assert row.count("|") == 7
     assert row.endswith(("met |", "missed** |"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(which("valgrind") is None, reason="valgrind is not installed")
-def test_more_rounds_take_more_instructions() -> None:
-    contenders = load("benchmarks/contenders.py")
-    instructions = load("benchmarks/instructions.py")
-    job = contenders.Job("lease", {}, "", leases=100)
-    thousands = trio.run(instructions.each, "checkpoint", job)
-    assert 1 < thousands < 1_000

@@ -1126,7 +1126,8 @@ async def test_a_server_that_went_silent_costs_no_more_than_the_cancel_timeout(
 
                 await scenario(conn)
         assert scope.cancelled_caught
-        assert trio.current_time() - started < 1.2
+        # Of them 0.7 are the two deadlines'; the rest is for a busy machine.
+        assert trio.current_time() - started < 2
         assert conn.closed
         assert "closing it" in caplog.text
 

@@ -101,7 +101,7 @@ async def at_least(number: int, count: Callable[[], Awaitable[int]]) -> bool:
 
 async def becomes(asked: Callable[[], Awaitable[bool]]) -> None:
     """Ask until the answer is yes."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not await asked():  # noqa: ASYNC110  it is another process that is asked
             await trio.sleep(0.01)
 

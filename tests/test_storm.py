@@ -155,7 +155,7 @@ async def storm(chance: random.Random, end: str) -> None:
 @pytest.mark.parametrize("end", ["late", "early", "cancelled"])
 def test_no_storm_breaks_an_invariant_or_leaks(end: str) -> None:
     @settings(
-        max_examples=400,
+        max_examples=200,
         deadline=None,
         suppress_health_check=list(Unhealthy),
         print_blob=True,
