@@ -56,11 +56,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("psycopg", ["lowest", "newest", "pure"])
+@nox.parametrize("psycopg", ["lowest", "pure"])
 def drivers(session: nox.Session, psycopg: str) -> None:
-    """Test the driver on the lowest and newest psycopg and trio, and without C.
+    """Test the driver on the lowest psycopg and trio, and without C.
 
-    The lowest version of whatever else is required has its turn with the lowest psycopg.
+    `tests` has the newest of everything. The lowest version of whatever else is required
+    has its turn with the lowest psycopg.
     """
     requirements = PYPROJECT["project"]["dependencies"]
     optional = PYPROJECT["project"]["optional-dependencies"]
