@@ -301,20 +301,17 @@ def lease_pgbench(job: Job) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(f"{job.query};\n")
         script.flush()
-        options = {
-            "--file": script.name,
-            "--protocol": "simple",
-            "--client": str(clients),
-            "--transactions": str(job.leases // clients),
-        }
-        arguments = [word for option in options.items() for word in option]
+        command = [
+            program,
+            "--no-vacuum",
+            "--protocol=simple",
+            f"--file={script.name}",
+            f"--client={clients}",
+            f"--transactions={job.leases // clients}",
+            make_conninfo(**job.conninfo),
+        ]
         for _ in range(job.rounds):
-            done = subprocess.run(
-                [program, "--no-vacuum", *arguments, make_conninfo(**job.conninfo)],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
             rate = re.search(r"^tps = ([\d.]+) \(without", done.stdout, re.MULTILINE)
             assert rate is not None
             say(1e6 / float(rate[1]))

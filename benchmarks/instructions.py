@@ -8,18 +8,25 @@ done once, such as imports, drops out.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
-import platform
 import re
 import shutil
 import statistics
 
-import psycopg
 import trio
 from contenders import Job
-from leases import OURS, SELECT, SIXTEEN, WORDS, Case, command, servers
+from leases import (
+    OURS,
+    SELECT,
+    SIXTEEN,
+    VERSIONS,
+    WORDS,
+    Case,
+    asked_for,
+    command,
+    servers,
+)
 
 FEW, MANY = 1, 3
 CASES = [
@@ -70,26 +77,18 @@ async def each(contender: str, job: Job) -> float:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=1, help="of each contender")
-    parser.add_argument("--only", default="", help="cases with this in their name")
-    options = parser.parse_args()
+    cases, turns = asked_for(__doc__, CASES, 1)
     if shutil.which("valgrind") is None:
         raise SystemExit("valgrind counts the instructions, and is not installed")
-    cases = [case for case in CASES if options.only in case.what]
     async with servers({case.server for case in cases}) as where:
-        print(
-            f"Python {platform.python_version()}, psycopg {psycopg.__version__}, trio "
-            f"{trio.__version__}; {options.turns} turns.\n"
-        )
+        print(f"{VERSIONS}; {turns} turns.\n")
         print("| what | who | thousands of instructions | ours / theirs |")
         print("|---|---|---|---|", flush=True)
         for case in cases:
             job = case.on(where)
             ours = 0.0
             for who in (OURS, *case.goals):
-                turns = [await each(who, job) for _ in range(options.turns)]
-                middle = statistics.median(turns)
+                middle = statistics.median([await each(who, job) for _ in range(turns)])
                 ours = ours or middle
                 ratio = "" if who == OURS else f"{ours / middle:.2f}"
                 name = WORDS.get(who, "ours")

@@ -32,6 +32,10 @@ from trio_hyperpool._endpoint import parse_endpoint
 
 HERE = Path(__file__).parent
 OURS = "trio_hyperpool"
+VERSIONS = (
+    f"Python {platform.python_version()}, psycopg {psycopg.__version__}, "
+    f"trio {trio.__version__}"
+)
 WORDS = {
     "psycopg_pool": "psycopg_pool on asyncio",
     "psycopg_pool_checked": "the same with `SELECT 1` at every checkout",
@@ -266,26 +270,28 @@ async def servers(wanted: set[str]) -> AsyncGenerator[dict[str, Job]]:
         yield found
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=5, help="of each contender")
+def asked_for(
+    description: str | None, cases: list[Case], turns: int
+) -> tuple[list[Case], int]:
+    """What the command line asks for: which of the cases, in how many turns."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--turns", type=int, default=turns, help="of each contender")
     parser.add_argument("--only", default="", help="cases with this in their name")
     options = parser.parse_args()
-    cases = [case for case in CASES if options.only in case.what]
+    return [case for case in cases if options.only in case.what], options.turns
+
+
+async def main() -> None:
+    cases, turns = asked_for(__doc__, CASES, 5)
     async with servers({case.server for case in cases}) as where:
-        print(
-            f"Python {platform.python_version()}, psycopg {psycopg.__version__}, trio "
-            f"{trio.__version__}, {os.cpu_count()} processors; {options.turns} turns.\n"
-        )
+        print(f"{VERSIONS}, {os.cpu_count()} processors; {turns} turns.\n")
         print("| what | rival | ours | rival's | ours / rival's (spread) | goal |")
         print("|---|---|---|---|---|---|", flush=True)
         for case in cases:
             job = case.on(where)
             # Who never comes back takes its 20 seconds each time.
-            turns = (
-                min(options.turns, 3) if case.measure == "restart" else options.turns
-            )
-            for row in await compare(case, job, turns):
+            most = 3 if case.measure == "restart" else turns
+            for row in await compare(case, job, min(turns, most)):
                 print(row, flush=True)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import trio
 from trio.lowlevel import Task
@@ -34,6 +34,10 @@ class QueueingLease(RecordedLease, Protocol):
 
     @property
     def scopes(self) -> Scopes: ...
+
+
+_Failure: TypeAlias = Callable[[QueueingLease, float], PoolError]
+"""Makes the error for a lease that was to wait so many seconds."""
 
 
 class TokenQueue:
@@ -114,9 +118,7 @@ class TokenQueue:
         """Whether a lease that asks now is neither served nor refused at once."""
         return (
             self._limiter.available_tokens <= 0
-            and timeout > 0
-            and self.waiting < self._config.max_waiting
-            and self.paused_by is not lease.task
+            and self._refusal(lease, timeout) is None
         )
 
     async def wait(
@@ -138,20 +140,10 @@ class TokenQueue:
             PoolDeadlockError: nobody is left who could give a token back.
             PoolClosedError: the pool was closed.
         """
-        if self.paused_by is lease.task:
-            raise PoolDeadlockError(
-                f"{self._name}: a lease inside quiesce(), by the task that is to end "
-                "it, would wait for ever"
-            )
-        if timeout == 0:
-            raise self._timed_out(lease, timeout)
-        if self.waiting >= self._config.max_waiting:
-            raise PoolSaturatedError(
-                f"{self._name}: {self.waiting} tasks wait for a connection already, "
-                f"and max_waiting is {self._config.max_waiting}"
-            )
+        failed = self._refusal(lease, timeout)
+        if failed is not None:
+            raise failed(lease, timeout)
         permit = object()
-        failed: Callable[[QueueingLease, float], PoolError] | None = None
         self.waiting += 1
         try:
             held = _diagnosis.innermost(lease.task, self._leases)
@@ -171,13 +163,23 @@ class TokenQueue:
             raise self.closed()
         return permit
 
+    def _refusal(self, lease: QueueingLease, timeout: float) -> _Failure | None:
+        """What makes the error for a lease that must not wait, if it must not."""
+        if self.paused_by is lease.task:
+            return self._inside_quiesce
+        if timeout == 0:
+            return self._timed_out
+        if self.waiting >= self._config.max_waiting:
+            return self._saturated
+        return None
+
     async def _acquire(
         self,
         permit: object,
         task: Task,
         timeout: float,  # noqa: ASYNC109 - the end of it is an error of ours
         held: QueueingLease | None,
-    ) -> Callable[[QueueingLease, float], PoolError] | None:
+    ) -> _Failure | None:
         """Borrow a token, or return what makes the error that ends the wait."""
         is_deadlocked = False
         with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
@@ -238,6 +240,18 @@ class TokenQueue:
         ):
             self._endless[task] = scope, deadline
             self.look_for_deadlock(arriving=1)
+
+    def _inside_quiesce(self, _lease: QueueingLease, _timeout: float) -> PoolError:
+        return PoolDeadlockError(
+            f"{self._name}: a lease inside quiesce(), by the task that is to end "
+            "it, would wait for ever"
+        )
+
+    def _saturated(self, _lease: QueueingLease, _timeout: float) -> PoolError:
+        return PoolSaturatedError(
+            f"{self._name}: {self.waiting} tasks wait for a connection already, "
+            f"and max_waiting is {self._config.max_waiting}"
+        )
 
     def _timed_out(self, lease: QueueingLease, timeout: float) -> PoolError:
         self._record.wait_timed_out(lease)
